@@ -1,0 +1,159 @@
+"""The attention backend that vLLM sees (``vllm/v1/attention/backend.py``)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from vllm.config import get_current_vllm_config
+from vllm.v1.attention.backend import (
+    AttentionBackend,
+    AttentionImpl,
+    AttentionType,
+    MultipleOf,
+)
+from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheLayout
+
+from vllm_sink.attention.metadata import SinkMetadata, SinkMetadataBuilder
+from vllm_sink.attention.torch_provider import LayerParams, attend
+from vllm_sink.cache.spec import SinkWindowSpec
+from vllm_sink.errors import UnsupportedError
+from vllm_sink.policy import CONFIG_KEY, KVPolicy
+
+
+def current_policy() -> KVPolicy:
+    """The policy of the engine that is being built in this process."""
+    return KVPolicy.from_config(get_current_vllm_config().additional_config[CONFIG_KEY])
+
+
+class SinkAttentionImpl(AttentionImpl[SinkMetadata]):
+    """One layer's attention under the policy."""
+
+    def __init__(
+        self,
+        num_heads: int,
+        head_size: int,
+        scale: float,
+        num_kv_heads: int | None = None,
+        alibi_slopes: list[float] | None = None,
+        sliding_window: int | None = None,
+        kv_cache_dtype: str = "auto",
+        logits_soft_cap: float | None = None,
+        attn_type: str = AttentionType.DECODER,
+        kv_sharing_target_layer_name: str | None = None,
+        **extra: Any,
+    ) -> None:
+        if attn_type != AttentionType.DECODER:
+            raise UnsupportedError(f"attention type {attn_type}: only decoder layers have a stream")
+        if kv_sharing_target_layer_name is not None:
+            raise UnsupportedError("layers that share another layer's KV cache")
+        if extra:
+            raise UnsupportedError(f"attention with {', '.join(sorted(extra))}")
+        kv_policy = current_policy()
+        # A layer with a window of its own, between full ones (Gemma), stays as it was trained: no
+        # sinks, and never more than its own window. A uniform one (Mistral) gives way to W.
+        own = None if kv_policy.replaces_sliding_window else sliding_window
+        self.num_heads = num_heads
+        self.head_size = head_size
+        self.scale = float(scale)
+        self.num_kv_heads = num_kv_heads or num_heads
+        self.kv_cache_dtype = kv_cache_dtype
+        self.layer = LayerParams(
+            num_heads=num_heads,
+            num_kv_heads=self.num_kv_heads,
+            head_size=head_size,
+            scale=self.scale,
+            window_tokens=min(kv_policy.window, own or kv_policy.window),
+            sinks=own is None,
+            alibi_slopes=(
+                None if alibi_slopes is None else torch.tensor(alibi_slopes, dtype=torch.float32)
+            ),
+            soft_cap=logits_soft_cap or 0.0,
+        )
+
+    def forward(
+        self,
+        layer: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        kv_cache: torch.Tensor,
+        attn_metadata: SinkMetadata | None,
+        output: torch.Tensor,
+        output_scale: torch.Tensor | None = None,
+        output_block_scale: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Store the step's keys and values, then attend.
+
+        Args:
+            layer: the vLLM layer; unused, since quantised caches are refused.
+            query: [tokens, num_heads, head_size], rotated at their true index.
+            key, value: [tokens, num_kv_heads, head_size].
+            kv_cache: [blocks, num_kv_heads, block_size, 2 * head_size], blocks and slots outermost
+                in memory.
+            attn_metadata: of the step; None in a warm-up.
+            output: [tokens, num_heads, head_size], written in place.
+            output_scale, output_block_scale: fused output quantisation, which is refused.
+        """
+        if output_scale is not None or output_block_scale is not None:
+            raise UnsupportedError("fused output quantisation")
+        if attn_metadata is None:
+            return output
+        tokens = attn_metadata.num_actual_tokens
+        # A view: slots are contiguous in memory under the NHD layout that the backend asks for.
+        cache = kv_cache.transpose(1, 2).flatten(0, 1)
+        cache[attn_metadata.slot_mapping] = torch.cat((key[:tokens], value[:tokens]), -1).to(
+            cache.dtype
+        )
+        if self.layer.alibi_slopes is not None and self.layer.alibi_slopes.device != query.device:
+            self.layer.alibi_slopes = self.layer.alibi_slopes.to(query.device)
+        for tile in attn_metadata.tiles:
+            attend(self.layer, tile, query, cache, output)
+        return output
+
+
+class SinkAttentionBackend(AttentionBackend):
+    """Keys and values in vLLM's paged cache; which pages, and how they are read, by the policy."""
+
+    supported_dtypes: ClassVar[list[torch.dtype]] = [torch.float16, torch.bfloat16, torch.float32]
+    supported_kv_cache_dtypes: ClassVar[list[Any]] = ["auto", "float16", "bfloat16"]
+
+    @staticmethod
+    def get_name() -> str:
+        # vLLM looks this name up in its enum of backends.
+        return "CUSTOM"
+
+    @staticmethod
+    def get_impl_cls() -> type[SinkAttentionImpl]:
+        return SinkAttentionImpl
+
+    @staticmethod
+    def get_builder_cls() -> type[SinkMetadataBuilder]:
+        return SinkMetadataBuilder
+
+    @staticmethod
+    def get_supported_kernel_block_sizes(kv_cache_spec: Any = None) -> list[int | MultipleOf]:
+        return [MultipleOf(1)]
+
+    @classmethod
+    def supported_kv_cache_layouts(cls) -> tuple[KVCacheLayout, ...]:
+        return (KVCacheLayout.LBNHC,)
+
+    @classmethod
+    def supports_sliding_window(cls) -> bool:
+        return True
+
+    @classmethod
+    def customize_spec(cls, spec: AttentionSpec) -> AttentionSpec:
+        """The spec of a layer under the policy: the same for every layer, so one group of blocks."""
+        kv_policy = current_policy()
+        return SinkWindowSpec(
+            block_size=spec.block_size,
+            num_kv_heads=spec.num_kv_heads,
+            head_size=spec.head_size,
+            head_size_v=spec.head_size_v,
+            dtype=spec.dtype,
+            kv_quant_mode=spec.kv_quant_mode,
+            sink_tokens=kv_policy.sink_tokens,
+            window_tokens=kv_policy.window,
+        )

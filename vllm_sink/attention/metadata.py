@@ -1,0 +1,199 @@
+"""Which cache slots every query of a step reads: built once a step, used by every layer.
+
+A step's queries are cut into tiles of one row each. The window keys of a tile are one run of the
+row's bookkeeping indices; its sinks are the row's first tokens::
+
+    row:   0 .. S-1 | evicted | lo .............. i0 .. i1-1
+                                 window of query i0
+                                            window of query i1-1
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from vllm.v1.attention.backend import (
+    AttentionCGSupport,
+    AttentionMetadata,
+    AttentionMetadataBuilder,
+    CommonAttentionMetadata,
+)
+
+from vllm_sink import policy
+from vllm_sink.attention.rows import BatchRows
+from vllm_sink.cache.spec import SinkWindowSpec
+
+#: Queries of one prefill tile: scores of [heads, TILE, W + TILE] floats stay in the cache.
+TILE = 128
+
+
+@dataclass
+class Tile:
+    """Queries that share their keys: a run of one row, or (decode) one query of each of many rows.
+
+    ``n`` rows of ``q`` queries and ``k`` window keys each (n = 1 for a prefill tile, q = 1 for
+    decode). Sink tensors are None where no query of the tile is past its window.
+
+    Attributes:
+        queries: slice or index [n * q] of the step's tokens.
+        window_slots: int64 [n, k], slots of the window keys.
+        distance: int64 [n, q, k], query index less key index: negative for a key of the future.
+        sink_slots: int64 [n, S], slots of the sinks.
+        sink_visible: bool [n, q, S], the sinks that have left the window of a query.
+        evicted: int64 [n, q], e(t).
+        sink_distance: int64 [n, q, S], cache position of the query less that of the sink.
+    """
+
+    queries: slice | torch.Tensor
+    window_slots: torch.Tensor
+    distance: torch.Tensor
+    sink_slots: torch.Tensor | None = None
+    sink_visible: torch.Tensor | None = None
+    evicted: torch.Tensor | None = None
+    sink_distance: torch.Tensor | None = None
+
+    @property
+    def rows(self) -> int:
+        return self.window_slots.shape[0]
+
+
+@dataclass
+class SinkMetadata(AttentionMetadata):
+    """What a layer needs of a step.
+
+    Attributes:
+        num_actual_tokens: tokens of the step.
+        slot_mapping: int64 [num_actual_tokens], where the new keys and values go.
+        tiles: the step's queries, each in exactly one tile.
+    """
+
+    num_actual_tokens: int
+    slot_mapping: torch.Tensor
+    tiles: list[Tile] = field(default_factory=list)
+
+
+class SinkMetadataBuilder(AttentionMetadataBuilder[SinkMetadata]):
+    """Builds the tiles of a step from the block tables of its rows."""
+
+    _cudagraph_support = AttentionCGSupport.NEVER
+
+    #: Set by the worker once the model runner's batch exists.
+    rows: BatchRows | None = None
+
+    def __init__(self, kv_cache_spec, layer_names, vllm_config, device) -> None:  # type: ignore[no-untyped-def]
+        super().__init__(kv_cache_spec, layer_names, vllm_config, device)
+        assert isinstance(kv_cache_spec, SinkWindowSpec)
+        self.spec = kv_cache_spec
+        self.block_size = kv_cache_spec.block_size
+
+    def build(
+        self,
+        common_prefix_len: int,
+        common_attn_metadata: CommonAttentionMetadata,
+        fast_build: bool = False,
+    ) -> SinkMetadata:
+        step = common_attn_metadata
+        starts = step.query_start_loc_cpu.tolist()
+        lengths = step.seq_lens[: step.num_reqs].tolist()
+        sinks = (
+            [self.spec.sink_tokens] * step.num_reqs
+            if self.rows is None
+            else self.rows.sink_tokens(step.num_reqs)
+        )
+        assert step.positions is not None
+        tokens = starts[step.num_reqs]
+        metadata = SinkMetadata(tokens, step.slot_mapping[:tokens])
+        decodes: dict[int, list[int]] = {}
+        for row in range(step.num_reqs):
+            count = starts[row + 1] - starts[row]
+            if count == 1:
+                decodes.setdefault(sinks[row], []).append(row)
+            elif count > 1:
+                metadata.tiles += self._prefill_tiles(
+                    step, row, starts[row], count, lengths[row], sinks[row]
+                )
+        for sink_tokens, rows in decodes.items():
+            metadata.tiles.append(self._decode_tile(step, rows, starts, lengths, sink_tokens))
+        return metadata
+
+    def _slots(self, table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        """Slots of bookkeeping indices [n, k], by the block tables [n, blocks] of n rows."""
+        blocks = table.long().gather(1, index // self.block_size)
+        return blocks * self.block_size + index % self.block_size
+
+    def _prefill_tiles(
+        self,
+        step: CommonAttentionMetadata,
+        row: int,
+        start: int,
+        count: int,
+        length: int,
+        sink_tokens: int,
+    ) -> list[Tile]:
+        table = step.block_table_tensor[row : row + 1]
+        tiles = []
+        for a in range(0, count, TILE):
+            b = min(a + TILE, count)
+            i0, i1 = length - count + a, length - count + b
+            lo = policy.window_start(i0, self.spec.window_tokens)
+            index = torch.arange(lo, i1, device=table.device)[None]
+            query = torch.arange(i0, i1, device=table.device)[None]
+            tile = Tile(
+                slice(start + a, start + b),
+                self._slots(table, index),
+                query[:, :, None] - index[:, None, :],
+            )
+            if sink_tokens and i1 - 1 >= self.spec.window_tokens:
+                assert step.positions is not None
+                self._add_sinks(tile, table, query, step.positions[None, tile.queries], sink_tokens)
+            tiles.append(tile)
+        return tiles
+
+    def _decode_tile(
+        self,
+        step: CommonAttentionMetadata,
+        rows: list[int],
+        starts: list[int],
+        lengths: list[int],
+        sink_tokens: int,
+    ) -> Tile:
+        device = step.block_table_tensor.device
+        every_row = len(rows) == step.num_reqs
+        table = step.block_table_tensor[: step.num_reqs]
+        table = table if every_row else table[torch.tensor(rows, device=device)]
+        last = torch.tensor([lengths[r] - 1 for r in rows], device=device)
+        at = torch.tensor([starts[r] for r in rows], device=device)
+        window = self.spec.window_tokens
+        low = (last - (window - 1)).clamp(min=0)
+        span = min(window, max(lengths[r] for r in rows))
+        index = low[:, None] + torch.arange(span, device=device)
+        # Shorter rows are padded with keys of their future, which `distance` masks.
+        distance = last[:, None, None] - index[:, None, :]
+        tile = Tile(at, self._slots(table, torch.minimum(index, last[:, None])), distance)
+        if sink_tokens and max(lengths[r] for r in rows) - 1 >= window:
+            assert step.positions is not None
+            self._add_sinks(tile, table, last[:, None], step.positions[at][:, None], sink_tokens)
+        return tile
+
+    def _add_sinks(
+        self,
+        tile: Tile,
+        table: torch.Tensor,
+        query: torch.Tensor,
+        positions: torch.Tensor,
+        sink_tokens: int,
+    ) -> None:
+        """The sink part of a tile: ``query`` and ``positions`` are int64 [n, q].
+
+        A sink that still lies in the window of a query is read there, at its own distance.
+        """
+        window = self.spec.window_tokens
+        sink = torch.arange(sink_tokens, device=table.device)
+        # Only a padded (short) row can point past its own blocks; it sees no sink then.
+        known = torch.minimum(sink[None], query[:, -1:])
+        tile.sink_slots = self._slots(table, known)
+        tile.sink_visible = sink <= query[:, :, None] - window
+        position = positions.clamp(max=sink_tokens + window - 1)
+        tile.evicted = positions - position
+        tile.sink_distance = position[:, :, None] - sink

@@ -1,0 +1,132 @@
+"""The ``torch`` provider: plain tensors on any device, and what other providers are held against.
+
+One softmax over sinks and window::
+
+    scores = [ R(-e) q . K_sink  |  q . K_window ],  masked, then softmax, then times V
+
+Keys lie in the cache rotated at their true index (DESIGN: no key is ever moved), so the window is met
+as it is and the query is turned back by e(t) to meet the sinks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from vllm_sink.attention.metadata import Tile
+from vllm_sink.rope.rotary import ExactRotary
+
+#: Floats of gathered keys and values held at once while decoding many rows.
+GATHER_FLOATS = 8 << 20
+
+
+@dataclass
+class LayerParams:
+    """What is the same for every step of a layer.
+
+    Attributes:
+        num_heads, num_kv_heads, head_size: of the queries, of the keys, channels.
+        scale: factor on the scores.
+        window_tokens: of this layer: a layer with a window of its own keeps the smaller one.
+        sinks: whether the layer sees sinks; a layer with a window of its own does not.
+        alibi_slopes: float32 [num_heads] or None (Press et al., arXiv 2108.12409).
+        soft_cap: ``cap * tanh(score / cap)`` before the softmax, 0 for none (Gemma 2).
+        rotary: turns queries back towards the sinks; None without RoPE.
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_size: int
+    scale: float
+    window_tokens: int
+    sinks: bool
+    alibi_slopes: torch.Tensor | None = None
+    soft_cap: float = 0.0
+    rotary: ExactRotary | None = None
+
+
+def attend(
+    layer: LayerParams, tile: Tile, query: torch.Tensor, cache: torch.Tensor, output: torch.Tensor
+) -> None:
+    """Attention of the queries of one tile.
+
+    Args:
+        layer: of the layer.
+        tile: which queries, which keys.
+        query: [tokens, num_heads, head_size], rotated at their true index.
+        cache: [slots, num_kv_heads, 2 * head_size], keys then values.
+        output: [tokens, num_heads, head_size], written where the tile's queries are.
+    """
+    keys = tile.window_slots.shape[1] + (0 if tile.sink_slots is None else tile.sink_slots.shape[1])
+    at_once = max(1, GATHER_FLOATS // (keys * layer.num_kv_heads * 2 * layer.head_size))
+    if tile.rows <= at_once:
+        rows = _attend(layer, tile, query[tile.queries], cache)
+        output[tile.queries] = rows.to(output.dtype)
+        return
+    assert isinstance(tile.queries, torch.Tensor), "only decode tiles have many rows"
+    for a in range(0, tile.rows, at_once):
+        part = _rows(tile, slice(a, a + at_once))
+        output[part.queries] = _attend(layer, part, query[part.queries], cache).to(output.dtype)
+
+
+def _rows(tile: Tile, rows: slice) -> Tile:
+    """Some rows of a decode tile."""
+    return Tile(
+        **{name: None if value is None else value[rows] for name, value in vars(tile).items()}
+    )
+
+
+def _attend(
+    layer: LayerParams, tile: Tile, query: torch.Tensor, cache: torch.Tensor
+) -> torch.Tensor:
+    """[n * q, num_heads, head_size] in float32, from ``query`` of the same shape."""
+    rows, count, size = tile.rows, tile.distance.shape[1], layer.head_size
+    query = query.float()
+    kv = cache[tile.window_slots].float()  # [n, k, kv_heads, 2 * size]
+    scores = _scores(layer, query.view(rows, count, -1, size), kv, tile.distance)
+    visible = (tile.distance >= 0) & (tile.distance < layer.window_tokens)
+    scores.masked_fill_(~visible[:, None, None], float("-inf"))
+    if layer.sinks and tile.sink_slots is not None:
+        assert tile.evicted is not None
+        assert tile.sink_visible is not None
+        assert tile.sink_distance is not None
+        turned = (
+            query if layer.rotary is None else layer.rotary.turn_back(query, tile.evicted.flatten())
+        )
+        sink_kv = cache[tile.sink_slots].float()
+        sink_scores = _scores(
+            layer, turned.view(rows, count, -1, size), sink_kv, tile.sink_distance
+        )
+        sink_scores.masked_fill_(~tile.sink_visible[:, None, None], float("-inf"))
+        scores, kv = torch.cat((sink_scores, scores), -1), torch.cat((sink_kv, kv), 1)
+    # [n, kv_heads, group, q, k] x [n, kv_heads, 1, k, size]
+    value = kv[..., size:].permute(0, 2, 1, 3)
+    weights = scores.softmax(-1).flatten(2, 3)
+    out = (weights @ value).view(rows, layer.num_kv_heads, -1, count, size)
+    return out.permute(0, 3, 1, 2, 4).reshape(rows * count, layer.num_heads, size)
+
+
+def _scores(
+    layer: LayerParams, query: torch.Tensor, kv: torch.Tensor, distance: torch.Tensor
+) -> torch.Tensor:
+    """Float32 [n, kv_heads, group, q, k], not masked yet.
+
+    Args:
+        query: [n, q, num_heads, head_size].
+        kv: [n, k, num_kv_heads, 2 * head_size].
+        distance: int64 [n, q, k], for ALiBi's bias.
+    """
+    rows, count, heads, size = query.shape
+    group = heads // layer.num_kv_heads
+    # Query head h reads KV head h // group.
+    q = query.view(rows, count, layer.num_kv_heads, group, size).permute(0, 2, 3, 1, 4)
+    key = kv[..., :size].permute(0, 2, 3, 1)  # [n, kv_heads, size, k]
+    scores = (q.reshape(rows, layer.num_kv_heads, group * count, size) @ key) * layer.scale
+    scores = scores.view(rows, layer.num_kv_heads, group, count, -1)
+    if layer.soft_cap:
+        scores = layer.soft_cap * (scores / layer.soft_cap).tanh_()
+    if layer.alibi_slopes is not None:
+        slopes = layer.alibi_slopes.view(1, layer.num_kv_heads, group, 1, 1)
+        scores = scores - slopes * distance[:, None, None].float()
+    return scores

@@ -1,0 +1,245 @@
+"""Who owns which block: sinks pinned, the window rolling, the middle back to the pool.
+
+::
+
+    block   0        1       2 ..       k-1     k            last
+            [ sinks ][ sinks ][ null ... null ][ window ... now ]
+            pinned            recycled          held
+
+A block that left is replaced by the pool's null block, so that block ``i`` stays at index ``i``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vllm.v1.core.single_type_kv_cache_manager import SingleTypeKVCacheManager
+
+from vllm_sink import policy
+from vllm_sink.cache.hashing import SinkBlockHashes
+
+if TYPE_CHECKING:
+    from vllm.v1.core.block_pool import BlockPool
+    from vllm.v1.core.kv_cache_utils import KVCacheBlock
+
+    from vllm_sink.cache.spec import SinkWindowSpec
+
+
+@dataclass
+class Stream:
+    """What the manager keeps of a request that vLLM knows.
+
+    Attributes:
+        sink_tokens: ``S`` of the request.
+        prefill_tokens: length of what must be prefilled; more only after a preemption.
+        total_tokens: the most tokens that it can ever have.
+        held: blocks that it holds now.
+    """
+
+    sink_tokens: int
+    prefill_tokens: int
+    total_tokens: int
+    held: int = 0
+
+
+class SinkWindowManager(SingleTypeKVCacheManager):
+    """Blocks of all streams of one engine (vLLM: ``single_type_kv_cache_manager.py``)."""
+
+    kv_cache_spec: SinkWindowSpec
+
+    def __init__(self, kv_cache_spec: SinkWindowSpec, **kwargs: Any) -> None:
+        super().__init__(kv_cache_spec, **kwargs)
+        self.window_tokens = kv_cache_spec.window_tokens
+        # Most tokens that may be scheduled and not settled; the scheduler sets the real figure.
+        self.max_in_flight_tokens = self.window_tokens
+        self.streams: dict[str, Stream] = {}
+        self.recycled_blocks = 0
+
+    # -- streams come and go --------------------------------------------------------------------
+
+    def open_stream(
+        self, request_id: str, sink_tokens: int, prefill_tokens: int, total_tokens: int
+    ) -> None:
+        """Tell the manager of a request before it is first scheduled."""
+        self.streams[request_id] = Stream(sink_tokens, prefill_tokens, total_tokens)
+
+    def close_stream(self, request_id: str) -> None:
+        """Forget a finished request."""
+        self.streams.pop(request_id, None)
+
+    def stream(self, request_id: str) -> Stream:
+        """The stream of a request; made up with the engine's ``S`` if nobody opened it."""
+        if request_id not in self.streams:
+            self.streams[request_id] = Stream(self.kv_cache_spec.sink_tokens, 1 << 62, 1 << 62)
+        return self.streams[request_id]
+
+    # -- admission ------------------------------------------------------------------------------
+
+    def blocks_needed(self, stream: Stream, computed_tokens: int) -> int:
+        """The most blocks that the stream can hold from ``computed_tokens`` on."""
+        prefill_left = stream.prefill_tokens - computed_tokens
+        in_flight = min(self.max_in_flight_tokens, max(1, prefill_left))
+        return self.kv_cache_spec.max_blocks(stream.sink_tokens, in_flight, stream.total_tokens)
+
+    def reserved_blocks(self, request_id: str) -> int:
+        """Blocks that the other live streams do not hold yet and may still ask for.
+
+        Without this, many short requests would be admitted next to a long stream, and the stream
+        would be preempted and recomputed from its first token.
+        """
+        reserved = 0
+        for other, blocks in self.req_to_blocks.items():
+            if other != request_id and (live := self.streams.get(other)) is not None:
+                need = self.blocks_needed(live, len(blocks) * self.block_size)
+                reserved += max(0, need - live.held)
+        return reserved
+
+    def get_num_blocks_to_allocate(
+        self,
+        request_id: str,
+        num_tokens: int,
+        new_computed_blocks: Sequence[KVCacheBlock],
+        total_computed_tokens: int,
+        num_local_computed_tokens: int,
+        num_tokens_main_model: int,
+        apply_admission_cap: bool = False,
+        prefill_end: int = 0,
+    ) -> int:
+        """Blocks to take from the pool now, or (admission) what must be free to let a stream in."""
+        if not apply_admission_cap:
+            return super().get_num_blocks_to_allocate(
+                request_id,
+                num_tokens,
+                new_computed_blocks,
+                total_computed_tokens,
+                num_local_computed_tokens,
+                num_tokens_main_model,
+                prefill_end=prefill_end,
+            )
+        stream = self.stream(request_id)
+        need = self.blocks_needed(stream, total_computed_tokens) - stream.held
+        # A hit block that another request holds costs nothing; a free one leaves the free queue.
+        need -= sum(1 for b in new_computed_blocks if not b.is_null and b.ref_cnt > 0)
+        return max(0, need) + self.reserved_blocks(request_id)
+
+    # -- blocks in, blocks out ------------------------------------------------------------------
+
+    def add_local_computed_blocks(
+        self,
+        request_id: str,
+        new_computed_blocks: Sequence[KVCacheBlock],
+        num_local_computed_tokens: int,
+        num_external_computed_tokens: int,
+    ) -> None:
+        """Take over the blocks of a prefix hit, sinks included.
+
+        The base class slices what a window skips off the front of a hit, and the sinks with it.
+        """
+        blocks = self.req_to_blocks[request_id]
+        assert not blocks, "a prefix hit belongs to a request without blocks"
+        live = [b for b in new_computed_blocks if not b.is_null]
+        if self.enable_caching:
+            self.block_pool.touch(live)
+        blocks.extend(new_computed_blocks)
+        self.num_cached_block[request_id] = len(blocks)
+        self.stream(request_id).held += len(live)
+
+    def allocate_new_blocks(
+        self, request_id: str, num_tokens: int, num_tokens_main_model: int
+    ) -> list[KVCacheBlock]:
+        new_blocks = super().allocate_new_blocks(request_id, num_tokens, num_tokens_main_model)
+        if new_blocks:
+            self.stream(request_id).held += len(new_blocks)
+        return new_blocks
+
+    def remove_skipped_blocks(
+        self,
+        request_id: str,
+        processed_computed_tokens: int,
+        num_prompt_tokens: int | None = None,
+    ) -> None:
+        """Recycle every whole block between the sinks and the window.
+
+        ``processed_computed_tokens`` counts settled tokens only, so that a step in flight still
+        finds its window.
+        """
+        blocks = self.req_to_blocks.get(request_id)
+        if not blocks:
+            return
+        stream = self.stream(request_id)
+        first = policy.sink_blocks(stream.sink_tokens, self.block_size)
+        last = policy.window_block(processed_computed_tokens, self.window_tokens, self.block_size)
+        freed: list[KVCacheBlock] = []
+        # Backwards, up to the first block that an earlier call already recycled: O(new blocks).
+        for i in range(min(last, len(blocks)) - 1, first - 1, -1):
+            if blocks[i].is_null:
+                break
+            freed.append(blocks[i])
+            blocks[i] = self._null_block
+        if freed:
+            self.block_pool.free_blocks(freed)
+            stream.held -= len(freed)
+            self.recycled_blocks += len(freed)
+
+    def pop_blocks_for_free(self, request_id: str) -> list[KVCacheBlock]:
+        if request_id in self.streams:
+            self.streams[request_id].held = 0
+        return super().pop_blocks_for_free(request_id)
+
+    # -- prefix cache ---------------------------------------------------------------------------
+
+    @classmethod
+    def find_longest_cache_hit(
+        cls,
+        block_hashes: Any,
+        max_length: int,
+        kv_cache_group_ids: list[int],
+        block_pool: BlockPool,
+        kv_cache_spec: Any,
+        drop_eagle_block: bool,
+        alignment_tokens: int,
+        dcp_world_size: int = 1,
+        pcp_world_size: int = 1,
+    ) -> tuple[tuple[list[KVCacheBlock], ...], int]:
+        """The longest prefix whose sinks and last window are both still cached.
+
+        A hit of ``n`` blocks is usable by the token at ``n * block_size`` if every block that it
+        reads is there; what lies between sinks and window is not looked at.
+        """
+        spec: SinkWindowSpec = kv_cache_spec
+        size = spec.block_size
+        sinks = (
+            block_hashes.sink_tokens
+            if isinstance(block_hashes, SinkBlockHashes)
+            else spec.sink_tokens
+        )
+        most = min(max_length // size, len(block_hashes))
+        found: dict[int, list[KVCacheBlock] | None] = {}
+
+        def cached(i: int) -> list[KVCacheBlock] | None:
+            if i not in found:
+                found[i] = block_pool.get_cached_block(block_hashes[i], kv_cache_group_ids)
+            return found[i]
+
+        pinned = policy.sink_blocks(sinks, size)
+        head = 0
+        while head < min(pinned, most) and cached(head) is not None:
+            head += 1
+        length = most if head == min(pinned, most) else head
+        while length > 0:
+            start = policy.window_block(length * size, spec.window_tokens, size)
+            missing = next((i for i in range(length - 1, start - 1, -1) if cached(i) is None), None)
+            if missing is None:
+                break
+            # Any longer prefix that still reads block `missing` fails on it as well.
+            length = missing
+
+        held = {i for i in range(length) if i < pinned or i >= start} if length else set()
+        null = block_pool.null_block
+        hit: tuple[list[KVCacheBlock], ...] = tuple(
+            [found[i][group] if i in held else null for i in range(length)]  # type: ignore[index]
+            for group in range(len(kv_cache_group_ids))
+        )
+        return hit, length * size

@@ -1,0 +1,60 @@
+"""Every place where this package leans on more of vLLM than vLLM promises.
+
+Version differences live here alone; the rest of the package imports these names.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+ATTENTION_BACKEND = "vllm_sink.attention.backend.SinkAttentionBackend"
+
+
+@contextmanager
+def attention_backend_override() -> Iterator[None]:
+    """While a model is built, every decoder layer gets the sink backend.
+
+    ``register_backend`` is vLLM's own interface. The CPU platform takes ``CPU_ATTN`` whatever was
+    asked for, so there that name is overridden, and only for as long as this model is being built:
+    another engine in the process keeps the stock backend. The selector's cache does not know the
+    policy, so it is emptied on both sides.
+    """
+    from vllm.platforms import current_platform
+    from vllm.v1.attention import selector
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
+
+    register_backend(AttentionBackendEnum.CUSTOM, ATTENTION_BACKEND)
+    name = AttentionBackendEnum.CPU_ATTN if current_platform.is_cpu() else None
+    if name is not None:
+        register_backend(name, ATTENTION_BACKEND)
+    selector._cached_get_attn_backend.cache_clear()
+    try:
+        yield
+    finally:
+        if name is not None:
+            name.clear_override()
+        selector._cached_get_attn_backend.cache_clear()
+
+
+def wrap(owner: type, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Replace ``owner.name`` by ``make(original)``, once.
+
+    Raises:
+        ImportError: vLLM has no such attribute: an unknown version, refused by name.
+    """
+    original = owner.__dict__.get(name)
+    if original is None:
+        raise ImportError(
+            f"vllm-sink does not know this vLLM: {owner.__module__}.{owner.__name__}.{name} is gone"
+        )
+    function = original.__func__ if isinstance(original, (staticmethod, classmethod)) else original
+    if hasattr(function, "__vllm_sink__"):
+        return
+    wrapped = functools.wraps(function)(make(function))
+    wrapped.__vllm_sink__ = function  # type: ignore[attr-defined]
+    if isinstance(original, (staticmethod, classmethod)):
+        wrapped = type(original)(wrapped)  # type: ignore[assignment]
+    setattr(owner, name, wrapped)

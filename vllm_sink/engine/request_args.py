@@ -1,0 +1,21 @@
+"""``sink_tokens``, the one argument that a request may carry, and where it is kept."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+#: The key in ``vllm_xargs`` (HTTP) and in ``SamplingParams.extra_args`` (Python).
+SINK_TOKENS = "sink_tokens"
+
+#: The value that stands for "the whole leading system message", in chat requests.
+SYSTEM = "system"
+
+
+class _Params(Protocol):
+    extra_args: dict[str, Any] | None
+
+
+def sink_tokens_of(params: _Params | None, default: int) -> int:
+    """``S`` of a request that has been checked; ``default`` if it names none."""
+    extra = None if params is None else params.extra_args
+    return default if not extra else extra.get(SINK_TOKENS, default)

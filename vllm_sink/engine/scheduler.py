@@ -1,0 +1,93 @@
+"""vLLM's schedulers with streams: every request's ``S`` reaches its hashes and its blocks.
+
+Given to vLLM as ``scheduler_cls``, a public setting; nothing of the scheduling itself is replaced.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vllm.logger import init_logger
+from vllm.utils.hashing import get_hash_fn_by_name
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+
+from vllm_sink.cache.hashing import SinkBlockHashes, sink_block_hasher
+from vllm_sink.cache.manager import SinkWindowManager
+from vllm_sink.engine.request_args import sink_tokens_of
+from vllm_sink.policy import CONFIG_KEY, KVPolicy
+
+if TYPE_CHECKING:
+    from vllm.v1.request import Request
+
+logger = init_logger("vllm.sink")
+
+_Base = Scheduler if TYPE_CHECKING else object
+
+
+class StreamScheduling(_Base):
+    """The part that both schedulers get."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.kv_policy = KVPolicy.from_config(self.vllm_config.additional_config[CONFIG_KEY])
+        self._hash_fn = get_hash_fn_by_name(self.cache_config.prefix_caching_hash_algo)
+        (manager,) = self.kv_cache_manager.coordinator.single_type_managers
+        assert isinstance(manager, SinkWindowManager)
+        self.manager = manager
+        manager.max_in_flight_tokens = self.vllm_config.max_in_flight_tokens
+        free = self.kv_cache_manager.block_pool.get_num_free_blocks()
+        decoding = manager.kv_cache_spec.max_blocks(
+            self.kv_policy.sink_tokens, 1, self.max_model_len
+        )
+        logger.info(
+            "KV policy %s: %d sink tokens, a window of %d tokens (native context %d); at most %d "
+            "blocks of %d tokens a stream, %d streams fit in %d blocks; attention provider: torch",
+            self.kv_policy.name,
+            self.kv_policy.sink_tokens,
+            self.kv_policy.window,
+            self.kv_policy.native,
+            decoding,
+            self.block_size,
+            free // decoding,
+            free,
+        )
+
+    def add_request(self, request: Request) -> None:
+        if request.request_id not in self.requests:
+            self._open(request)
+        super().add_request(request)
+
+    def _open(self, request: Request) -> None:
+        default = self.kv_policy.sink_tokens
+        sinks = sink_tokens_of(request.sampling_params, default)
+        self.manager.open_stream(
+            request.request_id,
+            sinks,
+            request.num_tokens,
+            min(request.num_prompt_tokens + request.max_tokens, self.max_model_len),
+        )
+        if sinks != default and request._block_hasher is not None:
+            shared = min(sinks, default) + self.kv_policy.window
+            request.block_hashes = SinkBlockHashes(sinks)
+            request._block_hasher = sink_block_hasher(
+                self.hash_block_size, self._hash_fn, sinks, shared
+            )
+            request.update_block_hashes()
+
+    def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        super()._preempt_request(request, *args, **kwargs)
+        # It comes back with its output to prefill as well.
+        self.manager.stream(request.request_id).prefill_tokens = request.num_tokens
+
+    def _free_blocks(self, request: Request) -> None:
+        super()._free_blocks(request)
+        self.manager.close_stream(request.request_id)
+
+
+class SinkScheduler(StreamScheduling, Scheduler):
+    """Synchronous scheduling (vLLM: ``v1/core/sched/scheduler.py``)."""
+
+
+class SinkAsyncScheduler(StreamScheduling, AsyncScheduler):
+    """Scheduling one step ahead (vLLM: ``v1/core/sched/async_scheduler.py``)."""

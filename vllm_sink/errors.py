@@ -1,0 +1,26 @@
+"""One shape for every refusal: the flag or field, the value, what is allowed."""
+
+from __future__ import annotations
+
+
+class PolicyError(ValueError):
+    """A flag or field that cannot be honoured.
+
+    Attributes:
+        field: the flag or request field, as the user writes it.
+        value: what was given.
+        allowed: what would have been taken.
+    """
+
+    def __init__(self, field: str, value: object, allowed: str) -> None:
+        self.field = field
+        self.value = value
+        self.allowed = allowed
+        super().__init__(f"{field}: {value!r} is not allowed; allowed: {allowed}")
+
+    def __reduce__(self) -> tuple[type[PolicyError], tuple[str, object, str]]:
+        return type(self), (self.field, self.value, self.allowed)
+
+
+class UnsupportedError(ValueError):
+    """Something that the policy would compute wrongly, refused with its reason."""

@@ -1,0 +1,103 @@
+"""The flags of ``vllm serve``, and how they reach ``additional_config``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from vllm_sink.policy import CONFIG_KEY, DEFAULT_SINK_TOKENS, POLICY_NAMES
+
+#: Set on engine arguments that came from a command line: errors are then one line, not a traceback.
+FROM_COMMAND_LINE = "_vllm_sink_from_command_line"
+
+
+def _count(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not allowed; allowed: an integer of at least {least}"
+            )
+        return value
+
+    return parse
+
+
+def _policy_name(text: str) -> str:
+    if text not in POLICY_NAMES:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not allowed; allowed: one of {', '.join(POLICY_NAMES)}"
+        )
+    return text
+
+
+def with_flags(add_cli_args: Callable[..., Any]) -> Callable[..., Any]:
+    """``EngineArgs.add_cli_args`` with a group of this project's flags."""
+
+    def add(parser: argparse.ArgumentParser) -> Any:
+        parser = add_cli_args(parser)
+        group = parser.add_argument_group(
+            title="KVPolicy",
+            description="Which tokens keep their KV (vllm-sink; StreamingLLM, arXiv 2309.17453).",
+        )
+        group.add_argument(
+            "--kv-policy",
+            type=_policy_name,
+            metavar="{" + ",".join(POLICY_NAMES) + "}",
+            default=None,
+            help="full: vLLM unchanged. sink: every request keeps the KV of its first "
+            "--sink-tokens tokens and of its last --window-tokens tokens, and streams past the "
+            "model's context. window: the same without sinks. (default: full)",
+        )
+        group.add_argument(
+            "--sink-tokens",
+            type=_count(0),
+            metavar="S",
+            default=None,
+            help="Tokens at the start of a request that are never evicted. A request can name "
+            f'its own: "vllm_xargs": {{"sink_tokens": 300}}. (default: {DEFAULT_SINK_TOKENS})',
+        )
+        group.add_argument(
+            "--window-tokens",
+            type=_count(1),
+            metavar="W",
+            default=None,
+            help="Most recent tokens that are kept. (default: half of the model's context, "
+            "stated in the log)",
+        )
+        return parser
+
+    return add
+
+
+def with_policy_from_flags(from_cli_args: Callable[..., Any]) -> Callable[..., Any]:
+    """``EngineArgs.from_cli_args`` that carries the flags into ``additional_config``."""
+
+    def read(cls: Any, args: argparse.Namespace) -> Any:
+        engine_args = from_cli_args(cls, args)
+        setattr(engine_args, FROM_COMMAND_LINE, True)
+        given = {
+            key: value
+            for key, flag in (
+                ("name", "kv_policy"),
+                ("sink_tokens", "sink_tokens"),
+                ("window_tokens", "window_tokens"),
+            )
+            if (value := getattr(args, flag, None)) is not None
+        }
+        if given:
+            config = dict(engine_args.additional_config or {})
+            before = config.get(CONFIG_KEY, {})
+            before = {"name": before} if isinstance(before, str) else before
+            if "name" not in {**before, **given}:
+                flag = "--sink-tokens" if "sink_tokens" in given else "--window-tokens"
+                raise SystemExit(f"vllm serve: error: {flag} needs --kv-policy sink or window")
+            config[CONFIG_KEY] = {**before, **given}
+            engine_args.additional_config = config
+        return engine_args
+
+    return read

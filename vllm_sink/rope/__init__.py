@@ -1,0 +1,1 @@
+"""Rotary positions whose angles are exact at any index."""

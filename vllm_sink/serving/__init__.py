@@ -1,0 +1,1 @@
+"""The policy in front of the engine: what the HTTP server understands."""

@@ -1,0 +1,256 @@
+"""From flags to an engine under the policy: wraps ``EngineArgs.create_engine_config``.
+
+The one place before any process starts where both the arguments and vLLM's own reading of the model
+are at hand (``vllm/engine/arg_utils.py``). Here the numbers are chosen, what is unsupported is
+refused, and vLLM's own settings name the scheduler, the worker and the attention backend.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from vllm.logger import init_logger
+
+from vllm_sink import compat, policy, support
+from vllm_sink.errors import PolicyError, UnsupportedError
+from vllm_sink.flags import FROM_COMMAND_LINE
+from vllm_sink.policy import CONFIG_KEY, KVPolicy
+
+logger = init_logger("vllm.sink")
+
+#: A stream's length is bounded by vLLM's bookkeeping, not by the model: tokens, unless
+#: ``--max-model-len`` says otherwise.
+BOOKKEEPING_TOKENS = 131_072
+
+#: Fine enough that a window wastes little, and what vLLM's CPU build asks for.
+CPU_BLOCK_SIZE = 32
+
+
+def with_policy(create_engine_config: Callable[..., Any]) -> Callable[..., Any]:
+    """``create_engine_config`` that honours ``additional_config["kv_policy"]``."""
+
+    def create(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            kv_policy = _requested(self)
+            if kv_policy is None or not kv_policy.active:
+                return create_engine_config(self, *args, **kwargs)
+            return _create(self, kv_policy, lambda: create_engine_config(self, *args, **kwargs))
+        except (PolicyError, UnsupportedError) as error:
+            if getattr(self, FROM_COMMAND_LINE, False):
+                raise SystemExit(f"vllm: error: {error}") from None
+            raise
+
+    return create
+
+
+def _requested(engine_args: Any) -> KVPolicy | None:
+    config = engine_args.additional_config
+    if not isinstance(config, dict) or CONFIG_KEY not in config:
+        return None
+    kv_policy = KVPolicy.from_config(config[CONFIG_KEY])
+    if not kv_policy.active:
+        # What is left is what vLLM would have seen without the flag.
+        engine_args.additional_config = {k: v for k, v in config.items() if k != CONFIG_KEY}
+    return kv_policy
+
+
+def read_model(engine_args: Any) -> support.Model:
+    """The model's verdict, from its config alone.
+
+    Raises:
+        UnsupportedError: with the reason.
+    """
+    wanted, engine_args.max_model_len = engine_args.max_model_len, None
+    try:
+        return support.examine(engine_args.create_model_config())
+    finally:
+        engine_args.max_model_len = wanted
+
+
+def _create(engine_args: Any, kv_policy: KVPolicy, create: Callable[[], Any]) -> Any:
+    from vllm.platforms import current_platform
+
+    model = read_model(engine_args)
+    kv_policy = support.resolve(kv_policy, model)
+    _refuse_overrides(engine_args)
+    engine_args.additional_config = {
+        **engine_args.additional_config,
+        CONFIG_KEY: kv_policy.to_config(),
+    }
+    if engine_args.max_model_len in (None, -1):
+        engine_args.max_model_len = max(BOOKKEEPING_TOKENS, model.native_context)
+    if current_platform.is_cpu() and engine_args.block_size is None:
+        engine_args.block_size = CPU_BLOCK_SIZE
+    with _long_streams():
+        vllm_config = create()
+    support.refuse_features(vllm_config)
+    _attach(vllm_config)
+    require_known_room(vllm_config, kv_policy)
+    _install_request_hooks()
+    logger.info(
+        "KV policy %s for %s, %s: %d sink tokens and a window of %d of the %d positions that the "
+        "model has learned; streams may run to %d tokens (--max-model-len)%s",
+        kv_policy.name,
+        model.family,
+        model.positions,
+        kv_policy.sink_tokens,
+        kv_policy.window,
+        model.native_context,
+        vllm_config.model_config.max_model_len,
+        f"; it replaces the model's own sliding window of {model.own_window}"
+        if model.own_window
+        else "",
+    )
+    return vllm_config
+
+
+def _refuse_overrides(engine_args: Any) -> None:
+    """Refuse settings of the user's that the policy would have to overwrite."""
+    if engine_args.worker_cls not in ("auto", *_WORKERS.values()):
+        raise UnsupportedError(
+            f"--worker-cls {engine_args.worker_cls} with --kv-policy: the policy has its own"
+        )
+    if engine_args.scheduler_cls not in (None, *_SCHEDULERS.values()):
+        raise UnsupportedError(
+            f"--scheduler-cls {engine_args.scheduler_cls} with --kv-policy: the policy has its own"
+        )
+    if getattr(engine_args, "attention_backend", None) is not None:
+        raise UnsupportedError(
+            f"--attention-backend {engine_args.attention_backend} with --kv-policy: the policy has "
+            "its own"
+        )
+
+
+_WORKERS = {
+    "vllm.v1.worker.cpu_worker.CPUWorker": "vllm_sink.worker.cpu.SinkCPUWorker",
+    "vllm.v1.worker.gpu_worker.Worker": "vllm_sink.worker.gpu.SinkGPUWorker",
+}
+_SCHEDULERS = {
+    False: "vllm_sink.engine.scheduler.SinkScheduler",
+    True: "vllm_sink.engine.scheduler.SinkAsyncScheduler",
+}
+
+
+def _attach(vllm_config: Any) -> None:
+    """Name this project's classes where vLLM asks for a class."""
+    from vllm.platforms import current_platform
+
+    parallel, scheduler = vllm_config.parallel_config, vllm_config.scheduler_config
+    if parallel.worker_cls not in (*_WORKERS, *_WORKERS.values()):
+        raise UnsupportedError(
+            f"platform {current_platform.device_name} (worker {parallel.worker_cls}): only vLLM's "
+            "CPU and CUDA builds are supported"
+        )
+    parallel.worker_cls = _WORKERS.get(parallel.worker_cls, parallel.worker_cls)
+    scheduler.scheduler_cls = _SCHEDULERS[bool(scheduler.async_scheduling)]
+    # Admission asks what a whole stream may need, not what its first chunk needs.
+    scheduler.scheduler_reserve_full_isl = True
+    if not current_platform.is_cpu():
+        from vllm.v1.attention.backends.registry import AttentionBackendEnum
+
+        vllm_config.attention_config.backend = AttentionBackendEnum.CUSTOM
+
+
+def kv_bytes_per_block(vllm_config: Any) -> int:
+    """Bytes of one block over all layers of one worker."""
+    model, parallel = vllm_config.model_config, vllm_config.parallel_config
+    return int(
+        model.get_num_layers(parallel)
+        * model.get_num_kv_heads(parallel)
+        * 2
+        * model.get_head_size()
+        * vllm_config.cache_config.block_size
+        * model.dtype.itemsize
+    )
+
+
+def stream_blocks(vllm_config: Any, kv_policy: KVPolicy, in_flight_tokens: int) -> int:
+    """The most blocks that one stream holds with so many tokens in flight."""
+    return policy.max_blocks(
+        kv_policy.sink_tokens,
+        kv_policy.window,
+        in_flight_tokens,
+        vllm_config.model_config.max_model_len,
+        vllm_config.cache_config.block_size,
+    )
+
+
+def known_pool_bytes(vllm_config: Any) -> int | None:
+    """Bytes of the KV pool where the user named them; None where vLLM will measure."""
+    cache = vllm_config.cache_config
+    if cache.num_gpu_blocks_override is not None:
+        return int(cache.num_gpu_blocks_override * kv_bytes_per_block(vllm_config))
+    return None if cache.kv_cache_memory_bytes is None else int(cache.kv_cache_memory_bytes)
+
+
+def require_known_room(vllm_config: Any, kv_policy: KVPolicy) -> None:
+    """Refuse a window that the pool cannot hold, where the pool's size is known already.
+
+    Raises:
+        PolicyError: naming the window and the largest one that fits.
+    """
+    pool = known_pool_bytes(vllm_config)
+    if pool is None:
+        return
+    size = kv_bytes_per_block(vllm_config)
+    in_flight = vllm_config.max_in_flight_tokens
+    need = stream_blocks(vllm_config, kv_policy, in_flight) + 1  # vLLM keeps the null block
+    if need * size > pool:
+        block = vllm_config.cache_config.block_size
+        sinks = policy.sink_blocks(kv_policy.sink_tokens, block)
+        fits = (pool // size - 2 - sinks) * block - in_flight + 1
+        hint = (
+            f"1 to {fits}, or a larger KV pool"
+            if fits > 0
+            else "no window fits: a larger KV pool, or a smaller --max-num-batched-tokens"
+        )
+        raise PolicyError(
+            "--window-tokens",
+            kv_policy.window,
+            f"{hint}; one stream needs {need * size / 2**20:.1f} MiB of KV and the pool has "
+            f"{pool / 2**20:.1f} MiB",
+        )
+
+
+def _install_request_hooks() -> None:
+    """Check requests, from now on in this process; engines without a policy pass through."""
+    from vllm.renderers.online_renderer import OnlineRenderer
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    from vllm_sink.engine import requests
+    from vllm_sink.serving import chat
+
+    compat.wrap(InputProcessor, "process_inputs", requests.checked)
+    compat.wrap(OnlineRenderer, "render_chat", chat.with_system_sinks)
+
+
+@contextmanager
+def _long_streams() -> Iterator[None]:
+    """Let vLLM take a ``max_model_len`` past the model's context while the config is made.
+
+    vLLM refuses it, or warns of positions that were never learned. Under the policy no token ever
+    stands at one: positions end at S + W - 1.
+    """
+    name = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
+    before = os.environ.get(name)
+    loggers = [logging.getLogger("vllm.config.model")]
+
+    def not_the_warning(record: logging.LogRecord) -> bool:
+        return "is greater than the derived max_model_len" not in record.getMessage()
+
+    for log in loggers:
+        log.addFilter(not_the_warning)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        for log in loggers:
+            log.removeFilter(not_the_warning)
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

@@ -1,0 +1,70 @@
+"""vLLM's workers with the policy, given to vLLM as ``worker_cls``, a public setting."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vllm.config import set_current_vllm_config
+
+from vllm_sink import compat
+from vllm_sink.attention.metadata import SinkMetadataBuilder
+from vllm_sink.attention.rows import BatchRows
+from vllm_sink.engine.requests import policy_of
+from vllm_sink.errors import PolicyError
+from vllm_sink.worker.binding import bind_rotary
+
+if TYPE_CHECKING:
+    from vllm.v1.kv_cache_interface import KVCacheSpec
+    from vllm.v1.worker.gpu_worker import Worker
+
+    _Base = Worker
+else:
+    _Base = object
+
+
+class SinkWorkerMixin(_Base):
+    """What both platforms' workers get."""
+
+    def load_model(self, **kwargs: Any) -> None:
+        with compat.attention_backend_override():
+            super().load_model(**kwargs)
+        bind_rotary(self.model_runner.get_model())
+
+    def get_kv_cache_spec(self) -> dict[str, KVCacheSpec]:
+        # The backend reads the policy from the current config, which vLLM does not set here.
+        with set_current_vllm_config(self.vllm_config):
+            return super().get_kv_cache_spec()
+
+    def determine_available_memory(self) -> int:
+        available = super().determine_available_memory()
+        self._require_room(available)
+        return available
+
+    def _require_room(self, available: int) -> None:
+        """Refuse a window that the pool cannot hold, before the pool is allocated."""
+        kv_policy = policy_of(self.vllm_config)
+        assert kv_policy is not None
+        specs = self.get_kv_cache_spec().values()
+        override = self.cache_config.num_gpu_blocks_override
+        if override is not None:
+            available = override * sum(spec.page_size_bytes for spec in specs)
+        # vLLM keeps one block for itself, the null block.
+        need = sum(s.max_memory_usage_bytes(self.vllm_config) + s.page_size_bytes for s in specs)
+        if need > available:
+            raise PolicyError(
+                "--window-tokens",
+                kv_policy.window,
+                f"a smaller one, or a larger KV pool: one stream needs {need / 2**20:.1f} MiB of "
+                f"KV and the pool has {available / 2**20:.1f} MiB",
+            )
+
+    def initialize_from_config(self, kv_cache_config: Any) -> None:
+        super().initialize_from_config(kv_cache_config)
+        kv_policy = policy_of(self.vllm_config)
+        assert kv_policy is not None
+        rows = BatchRows(self.model_runner, kv_policy.sink_tokens)
+        for groups in self.model_runner.attn_groups:
+            for group in groups:
+                for builder in group.metadata_builders:
+                    assert isinstance(builder, SinkMetadataBuilder)
+                    builder.rows = rows
