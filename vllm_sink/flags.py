@@ -48,7 +48,7 @@ def with_flags(add_cli_args: Callable[..., Any]) -> Callable[..., Any]:
             "--kv-policy",
             type=_policy_name,
             metavar="{" + ",".join(POLICY_NAMES) + "}",
-            default=None,
+            default=argparse.SUPPRESS,  # vLLM's formatter would print None
             help="full: vLLM unchanged. sink: every request keeps the KV of its first "
             "--sink-tokens tokens and of its last --window-tokens tokens, and streams past the "
             "model's context. window: the same without sinks. (default: full)",
@@ -57,7 +57,7 @@ def with_flags(add_cli_args: Callable[..., Any]) -> Callable[..., Any]:
             "--sink-tokens",
             type=_count(0),
             metavar="S",
-            default=None,
+            default=argparse.SUPPRESS,
             help="Tokens at the start of a request that are never evicted. A request can name "
             f'its own: "vllm_xargs": {{"sink_tokens": 300}}. (default: {DEFAULT_SINK_TOKENS})',
         )
@@ -65,7 +65,7 @@ def with_flags(add_cli_args: Callable[..., Any]) -> Callable[..., Any]:
             "--window-tokens",
             type=_count(1),
             metavar="W",
-            default=None,
+            default=argparse.SUPPRESS,
             help="Most recent tokens that are kept. (default: half of the model's context, "
             "stated in the log)",
         )

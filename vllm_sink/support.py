@@ -27,8 +27,7 @@ MODELS = {
     "GPTJForCausalLM": "GPT-J",
     "FalconForCausalLM": "Falcon",
     "RWForCausalLM": "Falcon",
-    "MptForCausalLM": "MPT",
-    "MPTForCausalLM": "MPT",
+    "StableLmForCausalLM": "StableLM",
 }
 
 #: RoPE scaling that changes frequencies alone, so that scores depend on distance alone.
@@ -109,12 +108,6 @@ def examine(model_config: Any) -> Model:
 
 
 def _positions(config: Any, architecture: str) -> str:
-    attn = getattr(config, "attn_config", None)
-    if architecture in ("MptForCausalLM", "MPTForCausalLM"):
-        alibi = attn.get("alibi") if isinstance(attn, dict) else getattr(attn, "alibi", False)
-        if not alibi:
-            raise UnsupportedError(f"{architecture} without ALiBi: learned absolute positions")
-        return "ALiBi"
     if getattr(config, "alibi", False):
         return "ALiBi"
     kinds = sorted({str(p.get("rope_type", "default")) for p in _rope_parameters(config)})

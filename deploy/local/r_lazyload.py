@@ -2,7 +2,7 @@
 
 The index maps a name to ``[offset, length]`` in the database; a record there is a big-endian length
 followed by a zlib stream of R's XDR serialisation. Only what such a file of character vectors holds
-is understood; anything else raises. The format: "R Internals", section 1.8, "Serialization Formats".
+is understood; anything else raises. The format: "R Internals", 1.8, "Serialization Formats".
 """
 
 import gzip
@@ -80,7 +80,7 @@ class _Reader:
 
 
 def read_character_vectors(database: Path) -> dict[str, list[str]]:
-    """All character vectors of a database; ``database`` names its ``.rdb``, the ``.rdx`` is beside."""
+    """All vectors of a database; ``database`` names its ``.rdb``; the ``.rdx`` is beside."""
     index = _Reader(gzip.decompress(database.with_suffix(".rdx").read_bytes())).value()
     data = database.read_bytes()
     vectors = {}

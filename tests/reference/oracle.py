@@ -23,6 +23,7 @@ class SinkReference:
     window_tokens: W, the last tokens, the newest among them. None: nothing is evicted; layers with a
         sliding window of the model's own then keep to that one.
     dtype: of weights and arithmetic. Angles are float64 either way.
+    exact_gelu: BLOOM alone: the activation as vLLM 0.32 computes it, not as BLOOM was trained.
     true_positions: keep every token at its index in the text. This is *not* the policy: it is what
         the policy would be without section 3.2's positions within the cache.
     progress: a tqdm bar over the tokens.
@@ -37,10 +38,11 @@ class SinkReference:
         window_tokens: int | None,
         *,
         dtype: torch.dtype = torch.float32,
+        exact_gelu: bool = False,
         true_positions: bool = False,
         progress: bool = False,
     ) -> None:
-        decoder = load_decoder(Path(folder), dtype)
+        decoder = load_decoder(Path(folder), dtype, exact_gelu=exact_gelu)
         self._begin(decoder, sink_tokens, window_tokens, true_positions, progress)
 
     def with_policy(

@@ -1,6 +1,7 @@
-"""Ties each attention layer to the rotary module beside it, and makes that one exact.
+"""Ties each attention layer to the rotary module that turns its keys, and makes that one exact.
 
-An attention layer of vLLM does not know its rotary embedding: both are children of one module.
+An attention layer of vLLM does not know its rotary embedding: both are children of one module. In
+models served through Transformers one rotary module stands at the top and serves every layer.
 """
 
 from __future__ import annotations
@@ -11,49 +12,68 @@ from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbeddingBase
 
 from vllm_sink.attention.backend import SinkAttentionImpl
 from vllm_sink.errors import UnsupportedError
+from vllm_sink.rope import transformers
 from vllm_sink.rope.frequencies import frequencies
 from vllm_sink.rope.rotary import ExactRotary
 
 
-def bind_rotary(model: nn.Module) -> int:
-    """Give every attention layer of ``model`` an exact rotary; return how many layers got one.
+def bind_rotary(model: nn.Module) -> None:
+    """Give every attention layer of ``model`` its exact rotary module, or see that it has ALiBi.
 
     vLLM shares one rotary module between layers, and between engines of one process: it is replaced
     as a child, never changed.
 
     Raises:
-        UnsupportedError: a layer has neither one rotary module nor ALiBi, or a rotary module turns
-            keys of a layer that is not under the policy.
+        UnsupportedError: a layer has neither a rotary module nor ALiBi, or some rotary module turns
+            keys that no layer under the policy was found for.
     """
-    bound = 0
-    exact: dict[int, ExactRotary] = {}
-    seen: set[int] = set()
-    for path, parent in list(model.named_modules()):
-        children = dict(parent.named_children())
-        layers = [c for c in children.values() if isinstance(c, Attention)]
-        rotaries = {n: c for n, c in children.items() if isinstance(c, RotaryEmbeddingBase)}
-        for layer in layers:
-            impl = layer.impl
-            if not isinstance(impl, SinkAttentionImpl):
-                raise UnsupportedError(f"layer {layer.layer_name} did not take the sink backend")
-            seen.add(id(layer))
-            if impl.layer.alibi_slopes is not None and not rotaries:
-                continue
-            if len(rotaries) != 1:
-                raise UnsupportedError(
-                    f"layer {layer.layer_name} has {len(rotaries)} rotary embeddings beside it in "
-                    f"{path or type(model).__name__}, and the policy needs one, or ALiBi"
-                )
-            ((name, rotary),) = rotaries.items()
-            if id(rotary) not in exact:
-                made = ExactRotary(frequencies(rotary), rotary.head_size, rotary.is_neox_style)
-                exact[id(rotary)] = made.to(next(model.parameters()).device)
-            setattr(parent, name, exact[id(rotary)])
-            impl.layer.rotary = exact[id(rotary)]
-            bound += 1
-    left = [p for p, m in model.named_modules() if isinstance(m, RotaryEmbeddingBase)]
-    if left:
-        raise UnsupportedError(f"rotary embeddings without an attention layer beside them: {left}")
-    if not seen:
+    layers = {p: m for p, m in model.named_modules() if isinstance(m, Attention)}
+    if not layers:
         raise UnsupportedError("the model has no decoder attention layer")
-    return bound
+    device = next(model.parameters()).device
+    made: dict[int, ExactRotary] = {}
+    rotaries = dict(_rotaries(model))
+    shared = _shared(rotaries)
+    for path, layer in layers.items():
+        impl = layer.impl
+        if not isinstance(impl, SinkAttentionImpl):
+            raise UnsupportedError(f"layer {path} did not take the sink backend")
+        above = path.rpartition(".")[0]
+        beside = shared or [p for p in rotaries if p.rpartition(".")[0] == above]
+        if impl.layer.alibi_slopes is not None and not beside:
+            continue
+        if len(beside) != 1:
+            raise UnsupportedError(
+                f"layer {path} has {len(beside)} rotary embeddings beside it; the policy needs "
+                "one, or ALiBi"
+            )
+        rotary = rotaries[beside[0]]
+        if id(rotary) not in made:
+            made[id(rotary)] = _exact(rotary, layer.head_size).to(device)
+        impl.layer.rotary = made[id(rotary)]
+    for path, rotary in rotaries.items():
+        if id(rotary) not in made:
+            raise UnsupportedError(f"rotary embedding {path} turns keys of no attention layer")
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, made[id(rotary)])
+
+
+def _rotaries(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Every path to a rotary module; a shared one stands at several."""
+    return [
+        (path, module)
+        for path, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, RotaryEmbeddingBase) or hasattr(module, "original_inv_freq")
+    ]
+
+
+def _shared(rotaries: dict[str, nn.Module]) -> list[str]:
+    """The one rotary module of a Transformers model, if this is one."""
+    top = [p for p, m in rotaries.items() if not isinstance(m, RotaryEmbeddingBase)]
+    return top if len(top) == len(rotaries) else []
+
+
+def _exact(rotary: nn.Module, head_size: int) -> ExactRotary:
+    if isinstance(rotary, RotaryEmbeddingBase):
+        return ExactRotary(frequencies(rotary), rotary.head_size, rotary.is_neox_style)
+    return transformers.exact(rotary, head_size)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig
 
-from tests.reference.decoder import Decoder, Weights
+from tests.reference.decoder import ACTIVATIONS, Decoder, Weights
 from tests.reference.families.bloom import Bloom
 from tests.reference.families.falcon import Falcon
 from tests.reference.families.gemma import Gemma
@@ -34,9 +34,12 @@ FAMILIES: dict[str, type[Decoder]] = {
 }
 
 
-def load_decoder(folder: Path, dtype: torch.dtype) -> Decoder:
+def load_decoder(folder: Path, dtype: torch.dtype, *, exact_gelu: bool = False) -> Decoder:
     config = AutoConfig.from_pretrained(folder)
     family = FAMILIES.get(config.model_type)
     if family is None:
         raise ValueError(f"no reference for model type {config.model_type!r}")
-    return family(config, Weights.load(folder, dtype))
+    decoder = family(config, Weights.load(folder, dtype))
+    if exact_gelu and isinstance(decoder, Bloom):
+        decoder.gelu = ACTIVATIONS["gelu"]
+    return decoder

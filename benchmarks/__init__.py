@@ -1,0 +1,1 @@
+"""Every figure of the README comes from here: scripts that write JSON and a picture."""

@@ -1,0 +1,188 @@
+"""Perplexity by position, teacher-forced through the served engine's own prefill.
+
+    python -m benchmarks.quality --model DIR --text FILE --tokens 24576 --policy sink \\
+        --sink-tokens 4 --window-tokens 509 --dtype float32 --json out.json
+
+One request holds the whole text; vLLM prefills it in chunks and returns the log-probability of each
+token (``prompt_logprobs``), so what is scored is what a server computes. Beside the JSON stands a
+picture of the curve. ``--policy full`` is vLLM unchanged, its rotary table widened to the text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import record
+
+# In this process, so that the scheduler can be asked how far the prefill has come.
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.quality",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", required=True, help="a model folder or name")
+    parser.add_argument("--text", required=True, type=Path, help="any UTF-8 text")
+    parser.add_argument("--tokens", type=int, default=24_576, help="score the first N tokens")
+    parser.add_argument("--policy", choices=("sink", "window", "full"), default="sink")
+    parser.add_argument("--sink-tokens", type=int)
+    parser.add_argument("--window-tokens", type=int)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--chunk", type=int, default=1024, help="tokens of a prefill chunk")
+    parser.add_argument("--bin", type=int, default=512, help="tokens of a point of the curve")
+    parser.add_argument("--json", required=True, type=Path, help="where the result goes")
+    args = parser.parse_args()
+    if args.tokens < 2:
+        parser.error(f"--tokens: {args.tokens} is not allowed; allowed: at least 2")
+    if args.bin < 1:
+        parser.error(f"--bin: {args.bin} is not allowed; allowed: at least 1")
+    return args
+
+
+def engine(args: argparse.Namespace, length: int) -> Any:
+    """The engine under the policy, with room for ``length`` tokens of bookkeeping."""
+    from vllm import LLM
+
+    settings: dict[str, Any] = {}
+    if args.policy == "full":
+        settings["hf_overrides"] = {"max_position_embeddings": length}
+    else:
+        policy = {
+            "name": args.policy,
+            "sink_tokens": args.sink_tokens,
+            "window_tokens": args.window_tokens,
+        }
+        settings["additional_config"] = {
+            "kv_policy": {key: value for key, value in policy.items() if value is not None}
+        }
+    return LLM(
+        args.model,
+        dtype=args.dtype,
+        enforce_eager=True,
+        max_model_len=length,
+        max_num_batched_tokens=args.chunk,
+        max_num_seqs=1,
+        enable_prefix_caching=False,
+        disable_log_stats=True,
+        **settings,
+    )
+
+
+def native_context(model: str) -> int:
+    """The model's own context; the engine of ``--policy full`` was told a wider one."""
+    from transformers import AutoConfig
+
+    return int(AutoConfig.from_pretrained(model).get_text_config().max_position_embeddings)
+
+
+def score(llm: Any, tokens: list[int]) -> list[float]:
+    """Log-probability of each token but the first."""
+    from tqdm import tqdm
+    from vllm import SamplingParams
+
+    core = llm.llm_engine
+    params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
+    core.add_request("text", {"prompt_token_ids": tokens}, params)
+    outputs: list[Any] = []
+    with tqdm(total=len(tokens), unit="tok", desc="scoring") as bar:
+        while core.has_unfinished_requests():
+            outputs += core.step()
+            running = core.engine_core.engine_core.scheduler.running
+            bar.update((running[0].num_computed_tokens if running else len(tokens)) - bar.n)
+    logprobs = outputs[-1].prompt_logprobs
+    return [logprobs[i][tokens[i]].logprob for i in range(1, len(tokens))]
+
+
+def curve(logprobs: list[float], width: int) -> list[dict[str, float]]:
+    """Perplexity over each run of ``width`` positions; ``from`` is the first predicted index."""
+    points = []
+    for a in range(0, len(logprobs), width):
+        part = logprobs[a : a + width]
+        nll = -math.fsum(part) / len(part)
+        points.append(
+            {"from": a + 1, "to": a + len(part), "nll": nll, "perplexity": math.exp(nll)}
+        )
+    return points
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Perplexity by position, with the model's context marked."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    points = result["curve"]
+    figure, axes = pyplot.subplots(figsize=(8, 4.5))
+    axes.plot([p["to"] for p in points], [p["perplexity"] for p in points], linewidth=1.2)
+    axes.set_yscale("log")
+    if result["native_context"] < result["tokens"]:
+        axes.axvline(result["native_context"], color="grey", linestyle="--", linewidth=1)
+        axes.text(result["native_context"], axes.get_ylim()[1], " native context", va="top")
+    axes.set_xlabel("position in the stream (tokens)")
+    axes.set_ylabel(f"perplexity over {result['bin']} tokens")
+    axes.set_title(
+        f"{result['policy']}: S {result['sink_tokens']}, W {result['window_tokens']}, "
+        f"{result['dtype']}: {result['perplexity']:.2f} over {result['tokens']:,} tokens"
+    )
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    args = parse_args()
+    llm = engine(args, args.tokens + 1)
+    # The first N tokens need only the first characters; a long book is cut before it is tokenized.
+    text = args.text.read_text(encoding="utf-8")[: 16 * args.tokens]
+    tokens = llm.get_tokenizer().encode(text)[: args.tokens]
+    if len(tokens) < args.tokens:
+        raise SystemExit(
+            f"--tokens: {args.tokens} is not allowed; allowed: at most {len(tokens)}, the length of "
+            f"{args.text}"
+        )
+    begin = time.perf_counter()
+    logprobs = score(llm, tokens)
+    seconds = time.perf_counter() - begin
+    config = llm.llm_engine.vllm_config
+    policy = config.additional_config.get("kv_policy", {})
+    nll = -math.fsum(logprobs)
+    last = logprobs[-min(8192, len(logprobs)) :]
+    result = {
+        "benchmark": "quality",
+        "model": Path(args.model).name,
+        "text": args.text.name,
+        "policy": args.policy,
+        "sink_tokens": policy.get("sink_tokens", 0),
+        "window_tokens": policy.get("window_tokens"),
+        "native_context": policy.get("native_context") or native_context(args.model),
+        "dtype": args.dtype,
+        "chunk": args.chunk,
+        "tokens": len(tokens),
+        "nll_sum": nll,
+        "perplexity": math.exp(nll / len(logprobs)),
+        "perplexity_last_8192": math.exp(-math.fsum(last) / len(last)),
+        "seconds": seconds,
+        "bin": args.bin,
+        "curve": curve(logprobs, args.bin),
+    }
+    record.write(args.json, result)
+    draw(result, args.json.with_suffix(".png"))
+    print(
+        f"perplexity {result['perplexity']:.3f} over {len(tokens):,} tokens "
+        f"({result['perplexity_last_8192']:.3f} over the last {len(last):,}), "
+        f"{len(tokens) / seconds:.0f} tokens/s -> {args.json}"
+    )
+
+
+if __name__ == "__main__":
+    main()

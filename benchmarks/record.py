@@ -1,0 +1,61 @@
+"""What every result file says of the run that made it."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+
+def _commit() -> str | None:
+    try:
+        return subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]} x{len(names)}" if names else platform.machine()
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, hardware, commit and command line of this run."""
+    import torch
+
+    def version(name: str) -> str | None:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            return None
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
+    packages = ("vllm-sink", "vllm", "torch", "transformers")
+    return {
+        "versions": {name: version(name) for name in packages} | {"python": sys.version.split()[0]},
+        "hardware": device,
+        "commit": _commit(),
+        "command": ["python", "-m", sys.modules["__main__"].__spec__.name, *sys.argv[1:]]
+        if sys.modules["__main__"].__spec__
+        else sys.argv,
+    }
+
+
+def write(path: Path, result: dict[str, Any]) -> None:
+    """Write a result as JSON, with its provenance."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result | {"run": provenance()}, indent=1) + "\n")

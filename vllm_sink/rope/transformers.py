@@ -1,0 +1,47 @@
+"""Exact angles for models that vLLM serves through Transformers (GPT-NeoX since vLLM 0.27).
+
+There one rotary module stands at the top of the model and hands cos and sin to every layer, which
+turns queries and keys itself.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from vllm_sink.errors import UnsupportedError
+from vllm_sink.rope.frequencies import Frequencies
+from vllm_sink.rope.rotary import ExactRotary, angles
+
+#: Transformers' rotary classes whose layers pair channels NeoX style and turn the first ones.
+KNOWN = ("GPTNeoXRotaryEmbedding",)
+
+
+class ExactCosSin(ExactRotary):
+    """Takes the place of a Transformers rotary module: same call, angles exact at any index."""
+
+    def forward(  # type: ignore[override]
+        self, x: torch.Tensor, position_ids: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin [batch, n, rotary_dim] in the dtype of ``x``, of ``position_ids`` [batch, n].
+
+        The dtype is Transformers' own choice: in bf16 each angle is rounded, at any index alike.
+        """
+        cos, sin = angles(position_ids.flatten(), self.inv_freq)
+        shape = (*position_ids.shape, -1)
+        return (
+            (torch.cat((cos, cos), -1) * self.amplitude).view(shape).to(x.dtype),
+            (torch.cat((sin, sin), -1) * self.amplitude).view(shape).to(x.dtype),
+        )
+
+
+def exact(rotary: nn.Module, head_size: int) -> ExactCosSin:
+    """The exact counterpart of a Transformers rotary module.
+
+    Raises:
+        UnsupportedError: a class that is not known to turn channels as ``ExactRotary`` does.
+    """
+    if type(rotary).__name__ not in KNOWN:
+        raise UnsupportedError(f"rotary embedding {type(rotary).__name__} of Transformers")
+    frequencies = Frequencies(rotary.inv_freq.double().cpu(), float(rotary.attention_scaling))
+    return ExactCosSin(frequencies, head_size, is_neox_style=True)
