@@ -109,9 +109,7 @@ def curve(logprobs: list[float], width: int) -> list[dict[str, float]]:
     for a in range(0, len(logprobs), width):
         part = logprobs[a : a + width]
         nll = -math.fsum(part) / len(part)
-        points.append(
-            {"from": a + 1, "to": a + len(part), "nll": nll, "perplexity": math.exp(nll)}
-        )
+        points.append({"from": a + 1, "to": a + len(part), "nll": nll, "perplexity": math.exp(nll)})
     return points
 
 
@@ -147,8 +145,8 @@ def main() -> None:
     tokens = llm.get_tokenizer().encode(text)[: args.tokens]
     if len(tokens) < args.tokens:
         raise SystemExit(
-            f"--tokens: {args.tokens} is not allowed; allowed: at most {len(tokens)}, the length of "
-            f"{args.text}"
+            f"--tokens: {args.tokens} is not allowed; allowed: at most {len(tokens)}, the "
+            f"length of {args.text}"
         )
     begin = time.perf_counter()
     logprobs = score(llm, tokens)

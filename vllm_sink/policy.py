@@ -7,8 +7,9 @@ a stream with ``S`` sink tokens and a window of ``W`` tokens::
     position    p(t) = min(t, S + W - 1): sinks keep 0 .. S-1, the window follows without a gap
     evicted     e(t) = t - p(t) tokens lie between the sinks and the window
 
-Both depend on ``t`` alone: not on chunk boundaries, batch mates or the block size. ``S`` is a number
-per request, ``W`` one number per engine. (The paper's evaluation code with ``start_size = S`` and
+Both depend on ``t`` alone: not on chunk boundaries, batch mates or the block size. ``S`` is a
+number per request, ``W`` one number per engine. (The paper's evaluation code with
+``start_size = S`` and
 ``recent_size = R`` is this policy with ``W = R + 1``: it evicts before it appends.)
 """
 

@@ -1,7 +1,7 @@
 """What the policy is right for, and what is refused, with the reason.
 
-A flag that is silently ignored is the worst outcome, so a model or a feature is refused until a test
-holds it against the reference.
+A flag that is silently ignored is the worst outcome, so a model or a feature is refused until a
+test holds it against the reference.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def examine(model_config: Any) -> Model:
         raise UnsupportedError(f"--runner {model_config.runner_type}: only generation has streams")
     if model_config.use_mla:
         raise UnsupportedError(
-            f"{architecture}: multi-head latent attention keeps one compressed key for position and "
-            "content, which cannot be met at two positions"
+            f"{architecture}: multi-head latent attention keeps a compressed key for position and "
+            "content together, which cannot be met at two positions"
         )
     if model_config.is_encoder_decoder:
         raise UnsupportedError(f"{architecture}: an encoder-decoder reads its whole input")

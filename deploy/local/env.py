@@ -292,8 +292,18 @@ def digest_of_inputs(device: str, project: Project) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
+def leave_own_environment(venv: Path) -> None:
+    """Goes on in the Python that made ``.venv`` where it was started with the one in ``.venv``."""
+    if Path(sys.prefix).resolve() == venv.resolve():
+        settings = (venv / "pyvenv.cfg").read_text(encoding="utf-8")
+        match = re.search(r"^command = (.+) -m venv ", settings, re.MULTILINE)
+        if match and Path(match.group(1)).parent.parent.resolve() != venv.resolve():
+            os.execv(match.group(1), [match.group(1), *sys.argv])
+
+
 def main() -> int:
     began = time.monotonic()
+    leave_own_environment(ROOT / ".venv")
     venv, project = Venv(ROOT / ".venv"), Project()
     with Path(__file__).open() as lock:  # a second one waits rather than take this for cut off
         fcntl.flock(lock, fcntl.LOCK_EX)

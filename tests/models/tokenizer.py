@@ -1,8 +1,8 @@
 """A tokenizer for the tiny models: one token for each byte that UTF-8 can hold.
 
-So one ASCII character is one token, and a test can count tokens by counting characters. Any id below
-the vocabulary size decodes to something: a special token, a byte, or one of a few whole words that
-text never encodes to.
+So one ASCII character is one token, and a test can count tokens by counting characters. Any id
+below the vocabulary size decodes to something: a special token, a byte, or one of a few whole words
+that text never encodes to.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CHAT_TEMPLATE = (
 
 def _utf8_bytes() -> list[int]:
     """The 243 byte values that occur in valid UTF-8: ASCII, continuation bytes, lead bytes."""
-    return [*range(0x00, 0xC0), *range(0xC2, 0xF5)]
+    return [*range(0xC0), *range(0xC2, 0xF5)]
 
 
 def _symbol(byte: int) -> str:

@@ -16,8 +16,8 @@ class AttentionSpec:
 
     scale: on the query-key product. positions: RoPE or ALiBi.
     soft_cap: scores become cap · tanh(score / cap) (Gemma 2). None: they stay.
-    own_window: the layer sees that many tokens by its own design (Gemma's local layers) and takes no
-        part in the policy beyond that.
+    own_window: the layer sees that many tokens by its own design (Gemma's local layers), never a
+        sink.
     """
 
     scale: float
@@ -40,8 +40,8 @@ class LayerCache:
         self.sink_tokens = sink_tokens
         self.window_tokens = window_tokens
         self.true_positions = true_positions
-        self.keys: Tensor | None = None  # [n, kv_heads, head_dim]
-        self.values: Tensor | None = None  # [n, kv_heads, head_dim]
+        self.keys = torch.empty(0)  # [n, kv_heads, head_dim] once there is one
+        self.values = torch.empty(0)  # [n, kv_heads, head_dim]
         self.indices: list[int] = []  # each entry's index in the text
         self.length = 0  # tokens seen
 
@@ -53,26 +53,22 @@ class LayerCache:
         return self._softmax_over_cache(query)
 
     def _append(self, key: Tensor, value: Tensor) -> None:
-        if self.keys is None or self.values is None:
-            self.keys, self.values = key[None], value[None]
-        else:
-            self.keys = torch.cat((self.keys, key[None]))
-            self.values = torch.cat((self.values, value[None]))
+        first = not self.indices
+        self.keys = key[None] if first else torch.cat((self.keys, key[None]))
+        self.values = value[None] if first else torch.cat((self.values, value[None]))
         self.indices.append(self.length)
         self.length += 1
 
     def _evict(self) -> None:
         """One token came, so at most one goes: the oldest that is no sink."""
-        if self.window_tokens is None or len(self.indices) <= self.sink_tokens + self.window_tokens:
-            return
-        assert self.keys is not None and self.values is not None
         s = self.sink_tokens
+        if self.window_tokens is None or len(self.indices) <= s + self.window_tokens:
+            return
         self.keys = torch.cat((self.keys[:s], self.keys[s + 1 :]))
         self.values = torch.cat((self.values[:s], self.values[s + 1 :]))
         del self.indices[s]
 
     def _softmax_over_cache(self, query: Tensor) -> Tensor:
-        assert self.keys is not None and self.values is not None
         n, kv_heads, head_dim = self.keys.shape
         positions = torch.tensor(self.indices) if self.true_positions else torch.arange(n)
         scheme = self.spec.positions

@@ -20,8 +20,8 @@ class SinkReference:
 
     folder: a Hugging Face checkpoint (config.json, safetensors).
     sink_tokens: S, the first tokens of the stream, kept for ever.
-    window_tokens: W, the last tokens, the newest among them. None: nothing is evicted; layers with a
-        sliding window of the model's own then keep to that one.
+    window_tokens: W, the last tokens, the newest among them. None: nothing is evicted; layers with
+        a sliding window of the model's own then keep to that one.
     dtype: of weights and arithmetic. Angles are float64 either way.
     exact_gelu: BLOOM alone: the activation as vLLM 0.32 computes it, not as BLOOM was trained.
     true_positions: keep every token at its index in the text. This is *not* the policy: it is what
@@ -126,8 +126,6 @@ def _check(decoder: Decoder, sink_tokens: int, window_tokens: int | None) -> Non
     if sink_tokens < 0 or (window_tokens is not None and window_tokens < 1):
         raise ValueError(f"not a policy: S {sink_tokens}, W {window_tokens}")
     replaced = decoder.replaced_window
-    if replaced is not None and window_tokens is not None:
-        if sink_tokens + window_tokens > replaced:
-            raise ValueError(
-                f"S {sink_tokens} + W {window_tokens} exceeds the model's sliding window {replaced}"
-            )
+    kept = sink_tokens + (window_tokens or 0)
+    if replaced is not None and kept > replaced:
+        raise ValueError(f"S + W of {kept} exceeds the model's own sliding window {replaced}")

@@ -1,7 +1,7 @@
 """The oracle must be right, and it must see.
 
-Right: without eviction it is Hugging Face's own forward; with eviction, in a model of one layer (where
-a key depends on its own token alone) it is Hugging Face's forward over just the visible tokens.
+Right: without eviction it is Hugging Face's own forward; with eviction, in a model of one layer
+(where a key depends on its own token alone) it is that forward over just the visible tokens.
 Sees: one sink, one window token or the wrong positions show in the log-probabilities.
 """
 
@@ -119,7 +119,6 @@ def test_cache_holds_the_visible_set_at_every_token(sinks: int, window: int, roo
         visible = [j for j in range(t + 1) if j < sinks or t - window < j]
         for layer in reference.caches:
             assert layer.indices == visible
-            assert layer.keys is not None
             assert len(layer.keys) - 1 == min(t, sinks + window - 1)  # p(t)
 
 
@@ -138,6 +137,8 @@ def test_it_sees_one_sink_one_window_token_and_the_positions(arch: str, root: Pa
     reference = SinkReference(checkpoint(root, arch), sinks, window)
     stream = tokens(2 * (sinks + window))
     policy = reference.score(stream)
+    # A local layer has no sinks to fill first, so it evicts sooner.
+    evicts_at = window - 1 if arch in LOCAL_LAYERS else sinks + window - 1
     for name, other in {
         "one sink more": reference.with_policy(sinks + 1, window),
         "one window token less": reference.with_policy(sinks, window - 1),
@@ -146,7 +147,7 @@ def test_it_sees_one_sink_one_window_token_and_the_positions(arch: str, root: Pa
         "no sinks": reference.with_policy(0, sinks + window),
     }.items():
         changed = (other.score(stream) - policy).abs().amax(-1)  # [T]
-        assert changed[: sinks + window - 1].max() == 0, f"{name}: differs before any eviction"
+        assert changed[:evicts_at].max() == 0, f"{name}: differs before any eviction"
         assert changed.max() > VISIBLE, name
         assert changed[sinks + window + 1 :].median() > VISIBLE, name
 
@@ -164,7 +165,7 @@ def test_mistral_policy_replaces_the_models_own_window(root: Path) -> None:
         )
         > VISIBLE
     )
-    with pytest.raises(ValueError, match="sliding window 96"):
+    with pytest.raises(ValueError, match="97 exceeds .* sliding window 96"):
         reference.with_policy(4, 93)
 
 

@@ -145,7 +145,7 @@ class SinkAttentionBackend(AttentionBackend):
 
     @classmethod
     def customize_spec(cls, spec: AttentionSpec) -> AttentionSpec:
-        """The spec of a layer under the policy: the same for every layer, so one group of blocks."""
+        """A layer's spec under the policy: the same for every layer, so one group of blocks."""
         kv_policy = current_policy()
         return SinkWindowSpec(
             block_size=spec.block_size,

@@ -4,8 +4,8 @@ One softmax over sinks and window::
 
     scores = [ R(-e) q . K_sink  |  q . K_window ],  masked, then softmax, then times V
 
-Keys lie in the cache rotated at their true index (DESIGN: no key is ever moved), so the window is met
-as it is and the query is turned back by e(t) to meet the sinks.
+Keys lie in the cache rotated at their true index and are never moved, so the window is met as it is
+and the query is turned back by e(t) to meet the sinks.
 """
 
 from __future__ import annotations

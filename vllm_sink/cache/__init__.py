@@ -1,1 +1,1 @@
-"""The paged cache under the policy: the spec of a layer, the manager of its blocks, their hashes."""
+"""The paged cache under the policy: a layer's spec, the manager of blocks, their hashes."""

@@ -5,7 +5,7 @@ Given to vLLM as ``scheduler_cls``, a public setting; nothing of the scheduling 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from vllm.logger import init_logger
 from vllm.utils.hashing import get_hash_fn_by_name
@@ -20,9 +20,11 @@ from vllm_sink.policy import CONFIG_KEY, KVPolicy
 if TYPE_CHECKING:
     from vllm.v1.request import Request
 
-logger = init_logger("vllm.sink")
+    _Base: TypeAlias = Scheduler
+else:
+    _Base = object
 
-_Base = Scheduler if TYPE_CHECKING else object
+logger = init_logger("vllm.sink")
 
 
 class StreamScheduling(_Base):

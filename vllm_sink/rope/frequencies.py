@@ -1,9 +1,9 @@
 """The frequencies of vLLM's rotary classes, for those whose scaling changes frequencies alone.
 
-RoPE (Su et al., arXiv 2104.09864) turns pair ``i`` of a head by ``t * inv_freq[i]``. Linear, Llama-3
-and YaRN scaling only choose other ``inv_freq`` (YaRN also scales the amplitude), so the score of two
-tokens still depends on their distance alone, which is what the policy stands on. Scaling that
-depends on the sequence's length (dynamic NTK, LongRoPE) breaks that: refused.
+RoPE (Su et al., arXiv 2104.09864) turns pair ``i`` of a head by ``t * inv_freq[i]``. Linear,
+Llama-3 and YaRN scaling only choose other ``inv_freq`` (YaRN also scales the amplitude), so the
+score of two tokens still depends on their distance alone, which is what the policy stands on.
+Scaling that depends on the sequence's length (dynamic NTK, LongRoPE) breaks that: refused.
 """
 
 from __future__ import annotations

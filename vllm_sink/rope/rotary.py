@@ -1,7 +1,7 @@
 """A rotary module without a table: exact angles for any int64 index.
 
-vLLM's table ends at the model's context, and cos(t * f) in float32 is wrong by 0.014 at t = 1 M and by
-0.28 at 16 M. Here the product is taken in float64, whose error at t = 10^9 is 10^-7 radians.
+vLLM's table ends at the model's context, and cos(t * f) in float32 is wrong by 0.014 at t = 1 M
+and by 0.28 at 16 M. Here the product is taken in float64, whose error at t = 10^9 is 10^-7 radians.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ def angles(positions: torch.Tensor, inv_freq: torch.Tensor) -> tuple[torch.Tenso
     return turns.cos().float(), turns.sin().float()
 
 
-def rotate(
-    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, neox_style: bool
-) -> torch.Tensor:
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, neox_style: bool) -> torch.Tensor:
     """Turn the first ``2 * cos.shape[-1]`` channels of ``x`` [n, heads, head_size], in float32.
 
     Args:

@@ -10,8 +10,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vllm.exceptions import VLLMValidationError
+from vllm.logger import init_logger
 
 from vllm_sink.engine.request_args import SINK_TOKENS, SYSTEM
+
+logger = init_logger("vllm.sink")
 
 #: Roles that open a conversation with instructions.
 _SYSTEM_ROLES = ("system", "developer")
@@ -57,8 +60,9 @@ async def _render_shared(
         alone = await render_chat(renderer, _copy(request, system))
         if isinstance(alone, tuple):
             return _tokens(alone)
-    except Exception:  # noqa: BLE001 - a template raises whatever it likes, Jinja's errors included
-        pass
+    except Exception as error:
+        # A template raises whatever it likes, Jinja's errors included.
+        logger.debug("The chat template does not render a system message alone: %s", error)
     # Some templates want a user turn (Mistral, Gemma): what two different ones have in common.
     rendered = [
         _tokens(

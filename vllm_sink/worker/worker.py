@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from vllm.config import set_current_vllm_config
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheSpec
     from vllm.v1.worker.gpu_worker import Worker
 
-    _Base = Worker
+    _Base: TypeAlias = Worker
 else:
     _Base = object
 

@@ -12,8 +12,8 @@ from tests.reference.position import Alibi, bloom_slopes
 
 
 class Bloom(Decoder):
-    """gelu: the tanh form that BLOOM was trained with. vLLM 0.32 computes the exact one instead, which
-    moves log-probabilities by up to 1e-3 (`exact_gelu`)."""
+    """gelu: the tanh form that BLOOM was trained with. vLLM 0.32 computes the exact one instead,
+    which moves a tiny model's log-probabilities by up to 1e-3: `exact_gelu` follows it there."""
 
     def __init__(self, config: Any, weights: Weights) -> None:
         super().__init__(config, weights)

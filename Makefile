@@ -1,0 +1,54 @@
+# `make` lists the targets. All that they need they build first; none needs more than Python 3.11 and
+# a package index.
+
+# The first that is new enough. In an environment that holds vLLM for a GPU, its python3.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>&- && echo $$p && break; done)
+MODEL ?= models/smollm2-135m-instruct
+PORT ?= 8000
+ARGS ?=
+
+VENV := .venv/bin
+# Two threads on two busy cores were eight times slower than one: a test's models are small.
+PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 \
+	$(VENV)/python -m pytest -q --durations=10
+
+# Containers often set it; then every run would compile vLLM's and torch's modules anew (20 s).
+unexport PYTHONDONTWRITEBYTECODE
+export PORT
+
+.DEFAULT_GOAL := help
+.PHONY: help env model text serve test test-all lint type ci clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+env: ## build .venv: vLLM for this machine, this project, its tools (VLLM_SINK_DEVICE=cpu|cuda)
+	@$(or $(PYTHON),$(error Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11)) deploy/local/env.py
+
+model: env ## make models/smollm2-135m-instruct, a real model of 135 M parameters
+	@$(VENV)/python deploy/local/make_model.py
+
+text: env ## make models/texts, Jane Austen's novels to measure on
+	@$(VENV)/python deploy/local/make_text.py
+
+serve: env $(if $(filter models/smollm2-135m-instruct,$(MODEL)),model) ## serve MODEL= on PORT=, with more flags in ARGS=
+	@exec deploy/local/serve.sh $(MODEL) $(ARGS)
+
+test: env model text ## run the tests, without the slow ones (more pytest flags in ARGS=)
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: env model text ## run all tests
+	$(PYTEST) $(ARGS)
+
+lint: env ## ruff: check and format
+	$(VENV)/ruff check .
+	$(VENV)/ruff format --check .
+
+type: env ## mypy on the package
+	$(VENV)/mypy vllm_sink
+
+ci: lint type test ## what CI runs
+
+clean: ## remove what was built: .venv, models, caches
+	rm -rf .venv models build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Serves a model with attention sinks, from the environment that env.py built.
+#
+#   deploy/local/serve.sh [MODEL] [flags of `vllm serve`]
+#
+# PORT and HOST say where. What follows MODEL comes after the flags chosen here, and wins over them:
+#   deploy/local/serve.sh models/smollm2-135m-instruct --window-tokens 1024 --sink-tokens 8
+set -euo pipefail
+
+root=$(cd "$(dirname "$0")/../.." && pwd)
+python=$root/.venv/bin/python
+model=${1:-$root/models/smollm2-135m-instruct}
+shift || true
+host=${HOST:-127.0.0.1}
+port=${PORT:-8000}
+
+[[ -x $python ]] || { echo "There is no environment yet: make env" >&2; exit 1; }
+
+flags=(--kv-policy sink --host "$host" --port "$port")
+if [[ -d $model ]]; then
+    flags+=(--served-model-name "$(basename "$model")")
+    export HF_HUB_OFFLINE=1 # all there is to load is in the folder
+fi
+export VLLM_NO_USAGE_STATS=1
+
+device=$("$python" -c 'import torch; print("cuda" if torch.version.cuda and torch.cuda.is_available() else "cpu")')
+if [[ $device == cpu ]]; then
+    # vLLM would take most of the memory for KV. With the policy a stream needs little: of the small
+    # model, 1 GiB holds 46,000 tokens.
+    export VLLM_CPU_KVCACHE_SPACE=${VLLM_CPU_KVCACHE_SPACE:-1}
+    # Compiling takes minutes at each first start and gains a small model next to nothing.
+    flags+=(--dtype bfloat16 --enforce-eager)
+fi
+
+cat <<EOF
+[serve] $model on $device, http://$host:$port
+[serve] When it says "Application startup complete", in another terminal:
+
+  curl -N http://$host:$port/v1/chat/completions -H 'Content-Type: application/json' \\
+    -d '{"messages": [{"role": "user", "content": "Tell me a story."}], "max_tokens": 300, "stream": true}'
+
+EOF
+# Not the `vllm` command: where .venv lies on top of a host's vLLM, that command is the host's.
+exec "$python" -m vllm.entrypoints.cli.main serve "$model" "${flags[@]}" "$@"

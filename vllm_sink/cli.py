@@ -1,0 +1,69 @@
+"""The ``vllm-sink`` command."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from vllm_sink import __version__
+from vllm_sink.errors import PolicyError
+from vllm_sink.policy import POLICY_NAMES, KVPolicy
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vllm-sink", description="Attention sinks (StreamingLLM) for vLLM: tools."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    doctor = commands.add_parser(
+        "doctor",
+        help="say whether a model can stream, with which sinks and window, in how much KV",
+        description="Reads a model's config, loads no weights. Exit status 1 if it is refused.",
+    )
+    doctor.add_argument("model", help="a model folder or name, as for vllm serve")
+    doctor.add_argument("--kv-policy", choices=[n for n in POLICY_NAMES if n != "full"])
+    doctor.add_argument("--sink-tokens", type=int, metavar="S")
+    doctor.add_argument("--window-tokens", type=int, metavar="W")
+    doctor.add_argument("--kv-gib", type=float, metavar="GIB", help="size of the KV pool")
+    doctor.add_argument("--dtype", default="auto")
+    doctor.add_argument("--max-model-len", type=int)
+    doctor.add_argument("--block-size", type=int)
+    doctor.add_argument("--trust-remote-code", action="store_true")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; the exit status is 0, or 1 for a refusal."""
+    args = _parser().parse_args(argv)
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    from vllm_sink import doctor, plugin
+
+    plugin.register()
+    asked = {
+        "name": args.kv_policy or "sink",
+        "sink_tokens": args.sink_tokens,
+        "window_tokens": args.window_tokens,
+    }
+    try:
+        kv_policy = KVPolicy.from_config({k: v for k, v in asked.items() if v is not None})
+    except PolicyError as error:
+        print(f"vllm-sink doctor: error: {error}", file=sys.stderr)
+        return 2
+    verdict = doctor.diagnose(
+        args.model,
+        kv_policy,
+        args.kv_gib,
+        dtype=args.dtype,
+        max_model_len=args.max_model_len,
+        block_size=args.block_size,
+        trust_remote_code=args.trust_remote_code,
+    )
+    print(doctor.dumps(verdict) if args.json else doctor.render(verdict))
+    return 0 if verdict["supported"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
