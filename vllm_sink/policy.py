@@ -9,8 +9,8 @@ a stream with ``S`` sink tokens and a window of ``W`` tokens::
 
 Both depend on ``t`` alone: not on chunk boundaries, batch mates or the block size. ``S`` is a
 number per request, ``W`` one number per engine. (The paper's evaluation code with
-``start_size = S`` and
-``recent_size = R`` is this policy with ``W = R + 1``: it evicts before it appends.)
+``start_size = S`` and ``recent_size = R`` is this policy with ``W = R + 1``: it evicts before it
+appends.)
 """
 
 from __future__ import annotations

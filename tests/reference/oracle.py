@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -117,9 +116,8 @@ class SinkReference:
             chosen.append(int(after.argmax()))
         return chosen
 
-    @property
-    def _bar(self) -> partial[Iterable[int]]:
-        return partial(tqdm, disable=not self.progress, unit="tok")
+    def _bar(self, tokens: Iterable[int]) -> Iterable[int]:
+        return tqdm(tokens, disable=not self.progress, unit="tok")
 
 
 def _check(decoder: Decoder, sink_tokens: int, window_tokens: int | None) -> None:

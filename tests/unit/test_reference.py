@@ -84,7 +84,7 @@ def test_full_attention_is_hugging_faces_forward(arch: str, root: Path) -> None:
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize(("sinks", "window"), [(4, 20), (0, 16), (1, 1)])
+@pytest.mark.parametrize(("sinks", "window"), [(3, 12), (0, 9)])
 def test_one_layer_sees_the_visible_tokens_at_their_cache_positions(
     arch: str, sinks: int, window: int, root: Path
 ) -> None:
@@ -133,7 +133,7 @@ def test_nothing_is_evicted_from_a_short_stream(root: Path) -> None:
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_it_sees_one_sink_one_window_token_and_the_positions(arch: str, root: Path) -> None:
-    sinks, window = 3, 20
+    sinks, window = 3, 14
     reference = SinkReference(checkpoint(root, arch), sinks, window)
     stream = tokens(2 * (sinks + window))
     policy = reference.score(stream)
@@ -142,7 +142,6 @@ def test_it_sees_one_sink_one_window_token_and_the_positions(arch: str, root: Pa
     for name, other in {
         "one sink more": reference.with_policy(sinks + 1, window),
         "one window token less": reference.with_policy(sinks, window - 1),
-        "a sink in place of a window token": reference.with_policy(sinks + 1, window - 1),
         "sinks at their true positions": reference.with_policy(sinks, window, true_positions=True),
         "no sinks": reference.with_policy(0, sinks + window),
     }.items():
@@ -165,7 +164,7 @@ def test_mistral_policy_replaces_the_models_own_window(root: Path) -> None:
         )
         > VISIBLE
     )
-    with pytest.raises(ValueError, match="97 exceeds .* sliding window 96"):
+    with pytest.raises(ValueError, match=r"97 exceeds .* sliding window 96"):
         reference.with_policy(4, 93)
 
 

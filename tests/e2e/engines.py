@@ -1,0 +1,96 @@
+"""Real engines on tiny models, in this process, and the reference beside them."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.models.factory import make_tiny
+from tests.models.recipes import VOCAB
+from tests.reference import SinkReference
+
+#: Below the special tokens' ids nothing is random.
+FIRST_TOKEN = 3
+
+
+def random_tokens(count: int, seed: int = 0) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(FIRST_TOKEN, VOCAB, (count,), generator=generator).tolist()
+
+
+@contextmanager
+def engine(folder: Path, window: int | None, sinks: int = 4, **settings: Any) -> Iterator[Any]:
+    """An LLM under the policy (window None: vLLM unchanged), taken down afterwards."""
+    from vllm import LLM
+    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+    if window is not None:
+        policy = {"name": "sink", "sink_tokens": sinks, "window_tokens": window}
+        settings["additional_config"] = {"kv_policy": policy}
+        settings.setdefault("block_size", 16)
+    llm = LLM(
+        str(folder),
+        **{
+            "dtype": "float32",
+            "enforce_eager": True,
+            "max_num_batched_tokens": 64,
+            "max_num_seqs": 16,
+            "max_model_len": 4096,
+            **settings,
+        },
+    )
+    try:
+        yield llm
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+        del llm
+        gc.collect()
+        cleanup_dist_env_and_memory()
+
+
+def scheduler_of(llm: Any) -> Any:
+    return llm.llm_engine.engine_core.engine_core.scheduler
+
+
+def greedy(count: int, sinks: int | str | None = None, **settings: Any) -> Any:
+    """Sampling parameters: greedy, for exactly ``count`` tokens, with their log-probabilities."""
+    from vllm import SamplingParams
+
+    extra = None if sinks is None else {"sink_tokens": sinks}
+    return SamplingParams(
+        max_tokens=count,
+        temperature=0.0,
+        ignore_eos=True,
+        logprobs=0,
+        extra_args=extra,
+        **settings,
+    )
+
+
+def prompt(tokens: Sequence[int]) -> dict[str, list[int]]:
+    return {"prompt_token_ids": list(tokens)}
+
+
+def logprobs(output: Any) -> torch.Tensor:
+    """Log-probability of every token but the first: the prompt's, then the output's."""
+    ids = output.prompt_token_ids
+    told = [output.prompt_logprobs[i][ids[i]].logprob for i in range(1, len(ids))]
+    completion = output.outputs[0]
+    told += [step[t].logprob for step, t in zip(completion.logprobs, completion.token_ids)]
+    return torch.tensor(told, dtype=torch.float64)
+
+
+def reference_logprobs(folder: Path, sinks: int, window: int, tokens: Sequence[int]) -> torch.Tensor:
+    """The same by the reference, one token at a time."""
+    scores = SinkReference(folder, sinks, window).score(list(tokens))
+    following = torch.tensor(tokens[1:])
+    return scores[:-1].double().gather(1, following[:, None])[:, 0]
+
+
+def tiny(arch: str, root: Path) -> Path:
+    return make_tiny(arch, root / arch)

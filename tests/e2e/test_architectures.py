@@ -1,0 +1,73 @@
+"""Every architecture that is claimed, held against the reference token by token, in float32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.engines import (
+    engine,
+    greedy,
+    logprobs,
+    prompt,
+    random_tokens,
+    reference_logprobs,
+    tiny,
+)
+from tests.models.recipes import ARCHITECTURES
+from vllm_sink.support import MODELS
+
+CLAIMED = [
+    name
+    for name, recipe in ARCHITECTURES.items()
+    if recipe.vllm != "removed" and not name.startswith("bloom")
+]
+
+#: W, and the S of requests that run side by side: none, one, not a multiple of the block (16),
+#: more than a block; a window smaller than a block, and one of a single token.
+WINDOWS = {30: (0, 1, 5, 20), 7: (0, 4, 17), 1: (0, 1, 4)}
+
+
+def test_every_supported_architecture_is_held_here() -> None:
+    from transformers import AutoConfig
+
+    told = {ARCHITECTURES[a].config_class.model_type for a in CLAIMED}
+    for architecture in MODELS:
+        if architecture == "RWForCausalLM":  # Falcon's name before Transformers had it
+            continue
+        assert any(
+            architecture.lower().startswith(kind.replace("_text", "").replace("_", ""))
+            for kind in told
+        ), architecture
+    assert AutoConfig is not None
+
+
+@pytest.mark.parametrize("arch", CLAIMED)
+@pytest.mark.parametrize("window", WINDOWS)
+def test_logprobs_equal_the_reference(arch: str, window: int, tiny_folder: Path) -> None:
+    folder = tiny(arch, tiny_folder)
+    sinks = WINDOWS[window]
+    tokens = random_tokens(6 * (max(sinks) + window) + 5)
+    with engine(folder, window) as llm:
+        outputs = llm.generate(
+            [prompt(tokens)] * len(sinks),
+            [greedy(12, s, prompt_logprobs=0) for s in sinks],
+            use_tqdm=False,
+        )
+    for s, output in zip(sinks, outputs, strict=True):
+        every = [*tokens, *output.outputs[0].token_ids]
+        difference = (logprobs(output) - reference_logprobs(folder, s, window, every)).abs()
+        assert difference.max() < 1e-4, f"S {s}, W {window}: {difference.max():.2e}"
+
+
+@pytest.mark.parametrize("wrong", [(4, 29), (4, 31), (3, 30), (5, 30)])
+def test_the_comparison_can_see(wrong: tuple[int, int], tiny_folder: Path) -> None:
+    """The reference with S or W off by one is far from what was served."""
+    folder = tiny("llama-gqa", tiny_folder)
+    tokens = random_tokens(200)
+    with engine(folder, 30) as llm:
+        (output,) = llm.generate(prompt(tokens), greedy(1, prompt_logprobs=0), use_tqdm=False)
+    every = [*tokens, *output.outputs[0].token_ids]
+    difference = (logprobs(output) - reference_logprobs(folder, *wrong, every)).abs()
+    assert difference.max() > 1e-2
