@@ -1,0 +1,59 @@
+"""Index 1,000,000 is as good as index 0: angles are exact, and nothing drifts.
+
+Two streams end in the same text. One reads a million other tokens first. Once that text has run for
+more than (layers + 1) windows, every key and value that a token can reach, directly or through other
+tokens, comes from the sinks and from the text: the state of the window is the same, only its index
+is not.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.engines import engine, greedy, prompt, random_tokens, tiny
+
+SINKS, WINDOW, LAYERS = 4, 60, 3
+SETTLE = (LAYERS + 1) * WINDOW + SINKS
+FAR = 1_000_000
+SCORED = 2_000
+
+
+def _nll(llm: Any, stream: list[int], ask: int) -> float:
+    """Mean negative log-likelihood of the last ``SCORED`` tokens of a stream.
+
+    The first part is prefilled as an ordinary prompt; its prefix is then in the cache, and the
+    scored part follows as one more prompt that extends it.
+    """
+    (output,) = llm.generate(
+        prompt(stream), greedy(1, prompt_logprobs=0, prompt_logprob_start=ask), use_tqdm=False
+    )
+    told = [entry for entry in output.prompt_logprobs if entry]
+    part = told[-SCORED:]
+    ids = output.prompt_token_ids[-SCORED:]
+    assert len(part) == SCORED
+    return -math.fsum(entry[i].logprob for entry, i in zip(part, ids, strict=True)) / SCORED
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_perplexity_at_a_million(dtype: str, tiny_folder: Path) -> None:
+    folder = tiny("llama-gqa", tiny_folder)
+    text = random_tokens(SETTLE + SCORED, seed=1)
+    sinks = random_tokens(SINKS, seed=2)
+    filler = random_tokens(FAR, seed=3)
+    with engine(
+        folder,
+        WINDOW,
+        SINKS,
+        dtype=dtype,
+        max_model_len=FAR + 4096,
+        max_num_batched_tokens=8192,
+        max_num_seqs=1,
+        enable_prefix_caching=False,
+    ) as llm:
+        near = _nll(llm, sinks + text, SINKS + SETTLE - 1)
+        far = _nll(llm, sinks + filler + text, SINKS + FAR + SETTLE - 1)
+    assert math.exp(far) == pytest.approx(math.exp(near), rel=1e-3)
