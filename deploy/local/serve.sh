@@ -28,6 +28,8 @@ if [[ $device == cpu ]]; then
     # vLLM would take most of the memory for KV. With the policy a stream needs little: of the small
     # model, 1 GiB holds 46,000 tokens.
     export VLLM_CPU_KVCACHE_SPACE=${VLLM_CPU_KVCACHE_SPACE:-1}
+    # Threads: vLLM takes all cores but one and binds to them; VLLM_CPU_OMP_THREADS_BIND and
+    # OMP_NUM_THREADS change that.
     # Compiling takes minutes at each first start and gains a small model next to nothing.
     flags+=(--dtype bfloat16 --enforce-eager)
 fi

@@ -1,11 +1,13 @@
 """Which cache slots every query of a step reads: built once a step, used by every layer.
 
-A step's queries are cut into tiles of one row each. The window keys of a tile are one run of the
-row's bookkeeping indices; its sinks are the row's first tokens::
+A step's queries are cut into runs of one stream each. The window keys of a run are one run of the
+stream's bookkeeping indices; its sinks are the stream's first tokens::
 
-    row:   0 .. S-1 | evicted | lo .............. i0 .. i1-1
-                                 window of query i0
-                                            window of query i1-1
+    stream:   0 .. S-1 | evicted | lo .............. i0 .. i1-1
+                                    window of query i0
+                                               window of query i1-1
+
+Runs of equal length are batched into a tile.
 """
 
 from __future__ import annotations
@@ -20,32 +22,31 @@ from vllm.v1.attention.backend import (
     CommonAttentionMetadata,
 )
 
-from vllm_sink import policy
 from vllm_sink.attention.rows import BatchRows
 from vllm_sink.cache.spec import SinkWindowSpec
 
-#: Queries of one prefill tile: scores of [heads, TILE, W + TILE] floats stay in the cache.
-TILE = 128
+#: Queries of a run of prefill: what a run reads beyond its windows is at most this many keys.
+RUN = 128
 
 
 @dataclass
 class Tile:
-    """Queries that share their keys: a run of one row, or (decode) one query of each of many rows.
+    """``n`` runs of ``q`` queries and ``k`` window keys each (q = 1 for decode).
 
-    ``n`` rows of ``q`` queries and ``k`` window keys each (n = 1 for a prefill tile, q = 1 for
-    decode). Sink tensors are None where no query of the tile is past its window.
+    Sink tensors are None where no query of the tile is past its window.
 
     Attributes:
-        queries: slice or index [n * q] of the step's tokens.
+        queries: int64 [n, q], which of the step's tokens.
         window_slots: int64 [n, k], slots of the window keys.
-        distance: int64 [n, q, k], query index less key index: negative for a key of the future.
+        distance: int64 [n, q, k], query index less key index; negative for a key that the query
+            may not see: one of the future, or padding.
         sink_slots: int64 [n, S], slots of the sinks.
         sink_visible: bool [n, q, S], the sinks that have left the window of a query.
         evicted: int64 [n, q], e(t).
         sink_distance: int64 [n, q, S], cache position of the query less that of the sink.
     """
 
-    queries: slice | torch.Tensor
+    queries: torch.Tensor
     window_slots: torch.Tensor
     distance: torch.Tensor
     sink_slots: torch.Tensor | None = None
@@ -53,9 +54,10 @@ class Tile:
     evicted: torch.Tensor | None = None
     sink_distance: torch.Tensor | None = None
 
-    @property
-    def rows(self) -> int:
-        return self.window_slots.shape[0]
+    def part(self, runs: slice) -> Tile:
+        """Some runs of the tile."""
+        tensors = {k: None if t is None else t[runs] for k, t in vars(self).items()}
+        return Tile(**tensors)  # type: ignore[arg-type]
 
 
 @dataclass
@@ -131,24 +133,44 @@ class SinkMetadataBuilder(AttentionMetadataBuilder[SinkMetadata]):
         length: int,
         sink_tokens: int,
     ) -> list[Tile]:
-        table = step.block_table_tensor[row : row + 1]
+        """The whole runs of a prefill chunk in one tile, what is left in another."""
+        whole = count // RUN
         tiles = []
-        for a in range(0, count, TILE):
-            b = min(a + TILE, count)
-            i0, i1 = length - count + a, length - count + b
-            lo = policy.window_start(i0, self.spec.window_tokens)
-            index = torch.arange(lo, i1, device=table.device)[None]
-            query = torch.arange(i0, i1, device=table.device)[None]
-            tile = Tile(
-                slice(start + a, start + b),
-                self._slots(table, index),
-                query[:, :, None] - index[:, None, :],
+        if whole:
+            tiles.append(self._runs(step, row, start, length - count, whole, RUN, sink_tokens))
+        if left := count - whole * RUN:
+            at = whole * RUN
+            tiles.append(
+                self._runs(step, row, start + at, length - count + at, 1, left, sink_tokens)
             )
-            if sink_tokens and i1 - 1 >= self.spec.window_tokens:
-                assert step.positions is not None
-                self._add_sinks(tile, table, query, step.positions[None, tile.queries], sink_tokens)
-            tiles.append(tile)
         return tiles
+
+    def _runs(
+        self,
+        step: CommonAttentionMetadata,
+        row: int,
+        start: int,
+        first: int,
+        runs: int,
+        queries: int,
+        sink_tokens: int,
+    ) -> Tile:
+        """A tile of ``runs`` runs of ``queries`` queries, from bookkeeping index ``first`` on."""
+        device = step.block_table_tensor.device
+        window = self.spec.window_tokens
+        table = step.block_table_tensor[row : row + 1].expand(runs, -1)
+        offset = torch.arange(runs * queries, device=device).view(runs, queries)
+        query = first + offset
+        # A run reads from the window of its first query to its last query.
+        span = min(window - 1, first + (runs - 1) * queries) + queries
+        index = query[:, -1:] - torch.arange(span - 1, -1, -1, device=device)
+        distance = query[:, :, None] - index[:, None, :]
+        distance.masked_fill_((index < 0)[:, None], -1)
+        tile = Tile(start + offset, self._slots(table, index.clamp(min=0)), distance)
+        if sink_tokens and first + runs * queries - 1 >= window:
+            assert step.positions is not None
+            self._add_sinks(tile, table, query, step.positions[tile.queries], sink_tokens)
+        return tile
 
     def _decode_tile(
         self,
@@ -170,10 +192,11 @@ class SinkMetadataBuilder(AttentionMetadataBuilder[SinkMetadata]):
         index = low[:, None] + torch.arange(span, device=device)
         # Shorter rows are padded with keys of their future, which `distance` masks.
         distance = last[:, None, None] - index[:, None, :]
-        tile = Tile(at, self._slots(table, torch.minimum(index, last[:, None])), distance)
+        slots = self._slots(table, torch.minimum(index, last[:, None]))
+        tile = Tile(at[:, None], slots, distance)
         if sink_tokens and max(lengths[r] for r in rows) - 1 >= window:
             assert step.positions is not None
-            self._add_sinks(tile, table, last[:, None], step.positions[at][:, None], sink_tokens)
+            self._add_sinks(tile, table, last[:, None], step.positions[tile.queries], sink_tokens)
         return tile
 
     def _add_sinks(
@@ -190,7 +213,7 @@ class SinkMetadataBuilder(AttentionMetadataBuilder[SinkMetadata]):
         """
         window = self.spec.window_tokens
         sink = torch.arange(sink_tokens, device=table.device)
-        # Only a padded (short) row can point past its own blocks; it sees no sink then.
+        # A stream that is shorter than its sinks has no blocks for all of them, and sees none.
         known = torch.minimum(sink[None], query[:, -1:])
         tile.sink_slots = self._slots(table, known)
         tile.sink_visible = sink <= query[:, :, None] - window

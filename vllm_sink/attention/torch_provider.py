@@ -17,8 +17,8 @@ import torch
 from vllm_sink.attention.metadata import Tile
 from vllm_sink.rope.rotary import ExactRotary
 
-#: Floats of gathered keys and values held at once while decoding many rows.
-GATHER_FLOATS = 8 << 20
+#: Floats of gathered keys and values and of scores that a layer holds at once.
+FLOATS_AT_ONCE = 8 << 20
 
 
 @dataclass
@@ -58,53 +58,43 @@ def attend(
         cache: [slots, num_kv_heads, 2 * head_size], keys then values.
         output: [tokens, num_heads, head_size], written where the tile's queries are.
     """
+    runs, queries = tile.queries.shape
     keys = tile.window_slots.shape[1] + (0 if tile.sink_slots is None else tile.sink_slots.shape[1])
-    at_once = max(1, GATHER_FLOATS // (keys * layer.num_kv_heads * 2 * layer.head_size))
-    if tile.rows <= at_once:
-        rows = _attend(layer, tile, query[tile.queries], cache)
-        output[tile.queries] = rows.to(output.dtype)
-        return
-    assert isinstance(tile.queries, torch.Tensor), "only decode tiles have many rows"
-    for a in range(0, tile.rows, at_once):
-        part = _rows(tile, slice(a, a + at_once))
+    floats = keys * (layer.num_kv_heads * 2 * layer.head_size + layer.num_heads * queries)
+    at_once = max(1, FLOATS_AT_ONCE // floats)
+    for a in range(0, runs, at_once):
+        part = tile if runs <= at_once else tile.part(slice(a, a + at_once))
         output[part.queries] = _attend(layer, part, query[part.queries], cache).to(output.dtype)
-
-
-def _rows(tile: Tile, rows: slice) -> Tile:
-    """Some rows of a decode tile."""
-    return Tile(
-        **{name: None if value is None else value[rows] for name, value in vars(tile).items()}
-    )
 
 
 def _attend(
     layer: LayerParams, tile: Tile, query: torch.Tensor, cache: torch.Tensor
 ) -> torch.Tensor:
-    """[n * q, num_heads, head_size] in float32, from ``query`` of the same shape."""
-    rows, count, size = tile.rows, tile.distance.shape[1], layer.head_size
+    """Float32 [n, q, num_heads, head_size], from ``query`` of the same shape."""
+    size = layer.head_size
     query = query.float()
     kv = cache[tile.window_slots].float()  # [n, k, kv_heads, 2 * size]
-    scores = _scores(layer, query.view(rows, count, -1, size), kv, tile.distance)
+    scores = _scores(layer, query, kv, tile.distance)
     visible = (tile.distance >= 0) & (tile.distance < layer.window_tokens)
     scores.masked_fill_(~visible[:, None, None], float("-inf"))
     if layer.sinks and tile.sink_slots is not None:
         assert tile.evicted is not None
         assert tile.sink_visible is not None
         assert tile.sink_distance is not None
-        turned = (
-            query if layer.rotary is None else layer.rotary.turn_back(query, tile.evicted.flatten())
-        )
+        turned = query
+        if layer.rotary is not None:
+            flat = query.flatten(0, 1)
+            turned = layer.rotary.turn_back(flat, tile.evicted.flatten()).view(query.shape)
         sink_kv = cache[tile.sink_slots].float()
-        sink_scores = _scores(
-            layer, turned.view(rows, count, -1, size), sink_kv, tile.sink_distance
-        )
+        sink_scores = _scores(layer, turned, sink_kv, tile.sink_distance)
         sink_scores.masked_fill_(~tile.sink_visible[:, None, None], float("-inf"))
         scores, kv = torch.cat((sink_scores, scores), -1), torch.cat((sink_kv, kv), 1)
-    # [n, kv_heads, group, q, k] x [n, kv_heads, 1, k, size]
-    value = kv[..., size:].permute(0, 2, 1, 3)
-    weights = scores.softmax(-1).flatten(2, 3)
-    out = (weights @ value).view(rows, layer.num_kv_heads, -1, count, size)
-    return out.permute(0, 3, 1, 2, 4).reshape(rows * count, layer.num_heads, size)
+    # [n, kv_heads, group * q, k] @ [n, kv_heads, k, size]
+    value = kv[..., size:].transpose(1, 2)
+    out = scores.softmax(-1).flatten(2, 3) @ value
+    runs, queries = tile.queries.shape
+    out = out.view(runs, layer.num_kv_heads, -1, queries, size).permute(0, 3, 1, 2, 4)
+    return out.reshape(query.shape)
 
 
 def _scores(

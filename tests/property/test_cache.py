@@ -1,0 +1,272 @@
+"""Random streams through vLLM's real KV cache manager, and the proof that the rules can fail.
+
+``driver.py`` says what is checked, and after which step. A failure names its seed: ``Run(seed)()``
+repeats it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
+from random import Random
+from typing import Any
+
+import pytest
+from vllm.v1.core.kv_cache_utils import KVCacheBlock
+
+from tests.property.driver import Engine, Run, Setup, Violation, visible
+from vllm_sink import policy
+from vllm_sink.cache.manager import SinkWindowManager
+
+RUNS, SHARDS = 2400, 8
+EVENTS = ("admitted", "refused", "hits", "hits with a hole", "preempted", "aborted")
+
+
+def run(seed: int, **options: Any) -> Counter[str]:
+    """What happened in one run; a broken rule is raised with the run's seed."""
+    try:
+        return Run(seed, **options)()
+    except Violation as violation:
+        violation.add_note(f"seed {seed}")
+        raise
+
+
+@cache
+def shard_counts(shard: int) -> dict[int, Counter[str]]:
+    """The runs of one shard, by seed."""
+    return {seed: run(seed) for seed in range(shard * RUNS // SHARDS, (shard + 1) * RUNS // SHARDS)}
+
+
+@pytest.mark.parametrize("shard", range(SHARDS))
+def test_rules_hold(shard: int) -> None:
+    """Blocks are counted, seen by their streams alone, bounded, and all back at the end."""
+    counts = sum(shard_counts(shard).values(), Counter[str]())
+    # The runs met what they are for.
+    for event in EVENTS:
+        assert counts[event] >= RUNS // SHARDS // 4, event
+
+
+@pytest.mark.parametrize("shard", range(SHARDS))
+def test_an_admitted_stream_always_gets_its_blocks(shard: int) -> None:
+    """Admission reserves: in the same runs, none was preempted for want of a block.
+
+    ``Run(seed, forbid_force=True)()`` shows how a run came to it.
+    """
+    assert [seed for seed, counts in shard_counts(shard).items() if counts["forced"]] == []
+
+
+def test_two_keys_are_the_same_exactly_below_the_smaller_sinks_and_the_window() -> None:
+    """The shadow's own premise: under S1 and S2 a token sees the same iff t < min(S1, S2) + W."""
+    for window in (1, 3, 8):
+        for one in range(5):
+            for other in range(one + 1, 6):
+                same = [
+                    t for t in range(20) if visible(t, one, window) == visible(t, other, window)
+                ]
+                assert same == list(range(min(20, one + window)))
+
+
+# -- admission, by hand -------------------------------------------------------------------------
+
+
+def engine(window: int, depth: int, budget: int, free: int, max_model_len: int = 40) -> Engine:
+    """Blocks of 4 tokens, no sinks, ``free`` blocks."""
+    setup = Setup(4, window, (0,), depth, budget, max_model_len, 1 + free)
+    return Engine(setup, Random(0))
+
+
+def drain(engine: Engine) -> None:
+    """Step until every request has finished."""
+    for _ in range(400):
+        while engine.in_flight:
+            engine.settle()
+        if not engine.live:
+            break
+        engine.schedule(engine.setup.budget, engine.setup.budget)
+    engine.check_empty()
+
+
+def test_a_shared_block_that_will_leave_the_window_is_no_saving() -> None:
+    """B hits blocks that A holds; when both windows have moved on, each needs its own."""
+    eng = engine(window=8, depth=1, budget=4, free=4)
+    eng.add(0, [0] * 9, max_tokens=20)
+    for _ in range(3):
+        eng.schedule(4, 4)
+        eng.settle()
+    eng.add(0, [0] * 8 + [1], max_tokens=20)
+    drain(eng)
+    assert eng.counts["forced"] == 0
+
+
+def test_a_shared_block_that_stays_is_a_saving() -> None:
+    """Four short requests over one prompt, whose blocks no window ever leaves, run together."""
+    eng = engine(window=16, depth=1, budget=16, free=2 + 4)
+    for token in range(4):
+        eng.add(0, [0] * 8 + [token], max_tokens=3)
+        eng.schedule(16, 16)
+        eng.settle()
+    assert eng.counts["admitted"] == 4
+    drain(eng)
+    assert eng.counts["forced"] == 0
+
+
+def test_a_reservation_counts_the_tokens_of_a_half_filled_block() -> None:
+    """A chunk may end inside a block: more than what lies behind that block is left to prefill."""
+    eng = engine(window=3, depth=1, budget=8, free=4)
+    eng.add(0, [0] * 13, max_tokens=1)
+    for _ in range(2):
+        eng.schedule(4, 4)
+        eng.settle()
+    eng.add(0, [1] * 5, max_tokens=1)
+    eng.schedule(8, 1)
+    eng.settle()
+    drain(eng)
+    assert eng.counts["forced"] == 0
+
+
+def test_a_reservation_counts_the_chunk_in_flight() -> None:
+    """With a step in flight its window stays whole, and the next chunk comes on top."""
+    eng = engine(window=3, depth=2, budget=16, free=5)
+    eng.add(0, [0] * 16, max_tokens=1)
+    eng.add(0, [1] * 5, max_tokens=1)
+    eng.schedule(16, 12)
+    eng.schedule(16, 12)
+    drain(eng)
+    assert eng.counts["forced"] == 0
+
+
+# -- managers that are wrong on purpose -----------------------------------------------------------
+
+
+class FreesOneBlockEarly(SinkWindowManager):
+    """The first block of the window goes too."""
+
+    def remove_skipped_blocks(
+        self, request_id: str, processed_computed_tokens: int, num_prompt_tokens: int | None = None
+    ) -> None:
+        later = processed_computed_tokens + self.block_size
+        super().remove_skipped_blocks(request_id, later, num_prompt_tokens)
+
+
+class FreesOneTokenEarly(SinkWindowManager):
+    """The window is one token short."""
+
+    def remove_skipped_blocks(
+        self, request_id: str, processed_computed_tokens: int, num_prompt_tokens: int | None = None
+    ) -> None:
+        super().remove_skipped_blocks(request_id, processed_computed_tokens + 1, num_prompt_tokens)
+
+
+class ForgetsSinks(SinkWindowManager):
+    """The last sink block is not pinned."""
+
+    def remove_skipped_blocks(
+        self, request_id: str, processed_computed_tokens: int, num_prompt_tokens: int | None = None
+    ) -> None:
+        stream = self.stream(request_id)
+        sinks, stream.sink_tokens = stream.sink_tokens, max(0, stream.sink_tokens - self.block_size)
+        super().remove_skipped_blocks(request_id, processed_computed_tokens, num_prompt_tokens)
+        stream.sink_tokens = sinks
+
+
+class KeepsOneBlock(SinkWindowManager):
+    """A block stays behind the window."""
+
+    def remove_skipped_blocks(
+        self, request_id: str, processed_computed_tokens: int, num_prompt_tokens: int | None = None
+    ) -> None:
+        earlier = max(0, processed_computed_tokens - self.block_size)
+        super().remove_skipped_blocks(request_id, earlier, num_prompt_tokens)
+
+
+class TakesHitsUntouched(SinkWindowManager):
+    """A hit's blocks are used, not held: the pool may give them away."""
+
+    def add_local_computed_blocks(
+        self,
+        request_id: str,
+        new_computed_blocks: Sequence[KVCacheBlock],
+        num_local_computed_tokens: int,
+        num_external_computed_tokens: int,
+    ) -> None:
+        self.enable_caching = False
+        super().add_local_computed_blocks(
+            request_id, new_computed_blocks, num_local_computed_tokens, num_external_computed_tokens
+        )
+        self.enable_caching = True
+
+
+class Leaks(SinkWindowManager):
+    """One block of a finished request stays."""
+
+    def pop_blocks_for_free(self, request_id: str) -> list[KVCacheBlock]:
+        return super().pop_blocks_for_free(request_id)[:-1]
+
+
+class Miscounts(SinkWindowManager):
+    """A recycled block is still counted as held."""
+
+    def remove_skipped_blocks(
+        self, request_id: str, processed_computed_tokens: int, num_prompt_tokens: int | None = None
+    ) -> None:
+        held = self.stream(request_id).held
+        super().remove_skipped_blocks(request_id, processed_computed_tokens, num_prompt_tokens)
+        self.stream(request_id).held = held
+
+
+class LooksUpTooLittle(SinkWindowManager):
+    """A hit of which the window's first block is never looked at."""
+
+    @classmethod
+    def find_longest_cache_hit(cls, *args: Any, **kwargs: Any) -> Any:
+        (blocks,), length = super().find_longest_cache_hit(*args, **kwargs)
+        null = kwargs["block_pool"].null_block
+        spec = kwargs["kv_cache_spec"]
+        first = policy.window_block(length, spec.window_tokens, spec.block_size)
+        return ([null if i == first else b for i, b in enumerate(blocks)],), length
+
+
+class NeverReserves(SinkWindowManager):
+    """Admission looks at the newcomer alone."""
+
+    def reserved_blocks(self, *args: Any, **kwargs: Any) -> int:
+        return 0
+
+
+class NeverAdmits(SinkWindowManager):
+    """Admission asks for more than there is."""
+
+    def reserved_blocks(self, *args: Any, **kwargs: Any) -> int:
+        return 1 << 20
+
+
+WRONG: dict[type[SinkWindowManager], str] = {
+    FreesOneBlockEarly: "freed",
+    FreesOneTokenEarly: "freed",
+    ForgetsSinks: "freed",
+    KeepsOneBlock: "bound",
+    TakesHitsUntouched: "count",
+    Leaks: "count",
+    Miscounts: "count",
+    LooksUpTooLittle: "freed",
+    NeverReserves: "forced",
+    NeverAdmits: "progress",
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong.__name__)
+def test_a_wrong_manager_is_seen(wrong: type[SinkWindowManager]) -> None:
+    """Few runs are enough to see each of these, and by the rule that it breaks."""
+    with pytest.raises(Violation) as seen:
+        for seed in range(60):
+            run(seed, manager_class=wrong, forbid_force=wrong is NeverReserves)
+    assert seen.value.rule == WRONG[wrong]
+
+
+def test_hashes_without_sinks_are_seen() -> None:
+    """Sharing blocks among different S beyond where they see the same gives wrong keys."""
+    with pytest.raises(Violation) as seen:
+        for seed in range(60):
+            run(seed, name_sinks=False)
+    assert seen.value.rule in ("content", "freed")

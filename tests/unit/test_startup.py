@@ -1,0 +1,168 @@
+"""What is refused before any process starts, and with which words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.engines import tiny
+from vllm_sink import doctor
+from vllm_sink.errors import PolicyError, UnsupportedError
+from vllm_sink.policy import KVPolicy
+
+
+def _config(folder: Path, policy: dict[str, Any] | str, **settings: Any) -> Any:
+    from vllm.engine.arg_utils import EngineArgs
+
+    from vllm_sink.plugin import register
+
+    register()
+    args = EngineArgs(
+        model=str(folder), dtype="float32", additional_config={"kv_policy": policy}, **settings
+    )
+    return args.create_engine_config()
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_folder: Path) -> Path:
+    return tiny("llama", tiny_folder)
+
+
+@pytest.mark.parametrize(
+    ("policy", "field"),
+    [
+        ("typo", "--kv-policy"),
+        ({"name": "sink", "sink_tokens": -1}, "--sink-tokens"),
+        ({"name": "sink", "sink_tokens": "4"}, "--sink-tokens"),
+        ({"name": "sink", "sink_tokens": 128}, "--sink-tokens"),
+        ({"name": "sink", "window_tokens": 0}, "--window-tokens"),
+        ({"name": "sink", "window_tokens": 1.5}, "--window-tokens"),
+        ({"name": "sink", "window_tokens": 125}, "--window-tokens"),
+        ({"name": "window", "sink_tokens": 2}, "--sink-tokens"),
+        ({"name": "sink", "windw": 3}, "kv_policy.windw"),
+    ],
+)
+def test_bad_policy(folder: Path, policy: dict[str, Any] | str, field: str) -> None:
+    with pytest.raises(PolicyError) as caught:
+        _config(folder, policy)
+    assert caught.value.field == field
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pool_too_small_for_one_stream(folder: Path) -> None:
+    with pytest.raises(PolicyError, match=r"--window-tokens: 60 .* the pool has"):
+        _config(
+            folder,
+            {"name": "sink", "window_tokens": 60},
+            num_gpu_blocks_override=5,
+            max_num_batched_tokens=64,
+        )
+
+
+@pytest.mark.parametrize(
+    ("settings", "flag"),
+    [
+        ({"decode_context_parallel_size": 2, "tensor_parallel_size": 2}, "decode-context-parallel"),
+        ({"pipeline_parallel_size": 2}, "--pipeline-parallel-size"),
+        ({"kv_cache_dtype": "fp8"}, "--kv-cache-dtype"),
+        ({"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"}, "--scheduler-cls"),
+        ({"worker_cls": "some.Worker"}, "--worker-cls"),
+    ],
+)
+def test_unsupported_features(folder: Path, settings: dict[str, Any], flag: str) -> None:
+    with pytest.raises(UnsupportedError, match=flag):
+        _config(folder, {"name": "sink", "window_tokens": 60}, **settings)
+
+
+def test_rust_front_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
+    with pytest.raises(UnsupportedError, match="Rust"):
+        _config(folder, {"name": "sink", "window_tokens": 60})
+
+
+def test_numbers_are_chosen_and_kept(folder: Path) -> None:
+    config = _config(folder, {"name": "sink"})
+    assert config.additional_config["kv_policy"] == {
+        "name": "sink",
+        "sink_tokens": 4,
+        "window_tokens": 64,
+        "native_context": 128,
+        "replaces_sliding_window": False,
+    }
+    assert config.model_config.max_model_len == 131_072
+    assert config.scheduler_config.scheduler_cls == "vllm_sink.engine.scheduler.SinkScheduler"
+    assert config.parallel_config.worker_cls == "vllm_sink.worker.cpu.SinkCPUWorker"
+
+
+def test_full_leaves_nothing_behind(folder: Path) -> None:
+    config = _config(folder, {"name": "full"})
+    assert config.additional_config == {}
+    assert config.model_config.max_model_len == 128
+    assert config.scheduler_config.scheduler_cls is None
+
+
+def test_mistral_gives_its_window_to_the_policy(tiny_folder: Path) -> None:
+    folder = tiny("mistral", tiny_folder)
+    policy = _config(folder, {"name": "sink"}).additional_config["kv_policy"]
+    assert policy["replaces_sliding_window"]
+    assert policy["native_context"] == 96  # its sliding window, not its 128 positions
+    with pytest.raises(PolicyError, match="1 to 92"):
+        _config(folder, {"name": "sink", "window_tokens": 93})
+
+
+def _diagnose(folder: Path, **settings: Any) -> dict[str, Any]:
+    return doctor.diagnose(str(folder), KVPolicy("sink", 4), 1.0, **settings)
+
+
+def test_doctor(folder: Path) -> None:
+    verdict = _diagnose(folder, dtype="float32")
+    assert verdict["supported"]
+    assert (verdict["sink_tokens"], verdict["window_tokens"]) == (4, 64)
+    # 3 layers, 4 heads of 32 channels, keys and values, 4 bytes.
+    assert verdict["kv_bytes_per_token"] == 3 * 4 * 32 * 2 * 4
+    # A window of 64 tokens lies in 2 or 3 blocks of 32, and one block holds the sinks.
+    assert verdict["blocks_per_stream"] == 4
+    assert verdict["streams_that_fit"] == (2**30 // (3072 * 32) - 1) // 4
+    assert "supported" in doctor.render(verdict)
+
+
+@pytest.mark.parametrize("arch", ["mpt"])
+def test_doctor_refuses(arch: str, tiny_folder: Path) -> None:
+    verdict = _diagnose(tiny(arch, tiny_folder))
+    assert not verdict["supported"]
+    assert "Mpt" in verdict["refused"]
+
+
+@pytest.mark.parametrize(
+    ("scaling", "why"),
+    [
+        ({"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}, "length of the sequence"),
+        (
+            {
+                "rope_type": "longrope",
+                "rope_theta": 1e4,
+                "short_factor": [1.0] * 16,
+                "long_factor": [2.0] * 16,
+                "original_max_position_embeddings": 64,
+                "factor": 2.0,
+            },
+            "length of the sequence",
+        ),
+    ],
+)
+def test_length_dependent_rope_is_refused(
+    scaling: dict[str, Any], why: str, tmp_path: Path, folder: Path
+) -> None:
+    import json
+    import shutil
+
+    changed = tmp_path / "model"
+    shutil.copytree(folder, changed)
+    config = json.loads((changed / "config.json").read_text())
+    config["rope_parameters"] = scaling
+    (changed / "config.json").write_text(json.dumps(config))
+    verdict = _diagnose(changed)
+    assert not verdict["supported"]
+    assert why in verdict["refused"]
