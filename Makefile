@@ -11,7 +11,7 @@ ARGS ?=
 VENV := .venv/bin
 # Two threads on two busy cores were eight times slower than one: a test's models are small.
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 \
-	$(VENV)/python -m pytest -q --durations=10
+	$(VENV)/python -m pytest -q --durations=10 -n 2 --dist loadgroup
 
 # Containers often set it; then every run would compile vLLM's and torch's modules anew (20 s).
 unexport PYTHONDONTWRITEBYTECODE

@@ -91,7 +91,9 @@ def score(llm: Any, tokens: list[int]) -> list[float]:
     from vllm import SamplingParams
 
     core = llm.llm_engine
-    params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
+    params = SamplingParams(
+        max_tokens=1, temperature=0.0, prompt_logprobs=0, flat_logprobs=True, detokenize=False
+    )
     core.add_request("text", {"prompt_token_ids": tokens}, params)
     outputs: list[Any] = []
     with tqdm(total=len(tokens), unit="tok", desc="scoring") as bar:

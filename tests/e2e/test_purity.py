@@ -1,9 +1,9 @@
 """Index 1,000,000 is as good as index 0: angles are exact, and nothing drifts.
 
-Two streams end in the same text. One reads a million other tokens first. Once that text has run for
-more than (layers + 1) windows, every key and value that a token can reach, directly or through other
-tokens, comes from the sinks and from the text: the state of the window is the same, only its index
-is not.
+Two streams end in the same text. One reads a million other tokens first. Once that text has run
+for more than (layers + 1) windows, every key and value that a token can reach, directly or through
+other tokens, comes from the sinks and from the text: the state of the window is the same, only its
+index is not.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ SCORED = 2_000
 def _nll(llm: Any, stream: list[int]) -> float:
     """Mean negative log-likelihood of the last ``SCORED`` tokens of a stream."""
     (output,) = llm.generate(
-        prompt(stream), greedy(1, prompt_logprobs=0, flat_logprobs=True), use_tqdm=False
+        prompt(stream),
+        greedy(1, prompt_logprobs=0, flat_logprobs=True, detokenize=False),
+        use_tqdm=False,
     )
     told = output.prompt_logprobs
     first = len(stream) - SCORED

@@ -12,6 +12,9 @@ from tests.e2e.engines import random_tokens, tiny
 from tests.e2e.servers import Server, run_vllm, serve
 from tests.reference import SinkReference
 
+# One worker: the tests share what the module sets up.
+pytestmark = pytest.mark.xdist_group("server")
+
 SINKS, WINDOW = 4, 60
 MODEL = "tiny"
 
@@ -143,7 +146,7 @@ def _chat(server: Server, messages: list[dict[str, str]], **more: Any) -> tuple[
 
 
 def test_system_pins_the_system_message(server: Server) -> None:
-    """``"system"`` says what the length of the rendered system message says, and no other length."""
+    """``"system"`` says what the length of the rendered system message does, and no other."""
     system = "Answer in verse, always, and in five lines."
     messages = [
         {"role": "system", "content": system},

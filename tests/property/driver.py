@@ -198,7 +198,7 @@ class Engine:
         )
         default = setup.sinks[0]
         total = min(len(prompt) + max_tokens, setup.max_model_len)
-        self.manager.open_stream(request.request_id, sinks, len(prompt), total)
+        self.manager.open_stream(request.request_id, sinks, total)
         if sinks != default and self.name_sinks:
             request.block_hashes = SinkBlockHashes(sinks)
             request._block_hasher = sink_block_hasher(
@@ -273,7 +273,6 @@ class Engine:
         request.num_output_placeholders = 0
         request.num_preemptions += 1
         self.waiting.appendleft(stream)
-        self.manager.stream(request.request_id).prefill_tokens = request.num_tokens
         self.counts["preempted"] += 1
         self._did(f"preempt {request.request_id}")
 
@@ -296,8 +295,9 @@ class Engine:
         end = request.num_prompt_tokens + request.max_tokens
         if placeholders and request.num_computed_tokens + 2 - placeholders >= end:
             return 0
-        left = request.num_tokens + placeholders - request.num_computed_tokens
-        return min(left, self.setup.max_model_len - request.num_computed_tokens - 1)
+        left: int = request.num_tokens + placeholders - request.num_computed_tokens
+        room: int = self.setup.max_model_len - request.num_computed_tokens - 1
+        return min(left, room)
 
     def _admit(self, budget: int, chunk: int, parts: list[Part]) -> None:
         draining: list[Stream] = []

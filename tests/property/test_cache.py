@@ -32,10 +32,15 @@ def run(seed: int, **options: Any) -> Counter[str]:
         raise
 
 
+def sweep(seeds: range, **options: Any) -> dict[int, Counter[str]]:
+    """Runs by seed, up to the first that breaks a rule."""
+    return {seed: run(seed, **options) for seed in seeds}
+
+
 @cache
 def shard_counts(shard: int) -> dict[int, Counter[str]]:
-    """The runs of one shard, by seed."""
-    return {seed: run(seed) for seed in range(shard * RUNS // SHARDS, (shard + 1) * RUNS // SHARDS)}
+    """The runs of one shard."""
+    return sweep(range(shard * RUNS // SHARDS, (shard + 1) * RUNS // SHARDS))
 
 
 @pytest.mark.parametrize("shard", range(SHARDS))
@@ -259,14 +264,12 @@ WRONG: dict[type[SinkWindowManager], str] = {
 def test_a_wrong_manager_is_seen(wrong: type[SinkWindowManager]) -> None:
     """Few runs are enough to see each of these, and by the rule that it breaks."""
     with pytest.raises(Violation) as seen:
-        for seed in range(60):
-            run(seed, manager_class=wrong, forbid_force=wrong is NeverReserves)
+        sweep(range(60), manager_class=wrong, forbid_force=wrong is NeverReserves)
     assert seen.value.rule == WRONG[wrong]
 
 
 def test_hashes_without_sinks_are_seen() -> None:
     """Sharing blocks among different S beyond where they see the same gives wrong keys."""
     with pytest.raises(Violation) as seen:
-        for seed in range(60):
-            run(seed, name_sinks=False)
+        sweep(range(60), name_sinks=False)
     assert seen.value.rule in ("content", "freed")

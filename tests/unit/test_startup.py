@@ -64,7 +64,6 @@ def test_a_pool_too_small_for_one_stream(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "flag"),
     [
-        ({"decode_context_parallel_size": 2, "tensor_parallel_size": 2}, "decode-context-parallel"),
         ({"pipeline_parallel_size": 2}, "--pipeline-parallel-size"),
         ({"kv_cache_dtype": "fp8"}, "--kv-cache-dtype"),
         ({"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"}, "--scheduler-cls"),
@@ -74,6 +73,14 @@ def test_a_pool_too_small_for_one_stream(folder: Path) -> None:
 def test_unsupported_features(folder: Path, settings: dict[str, Any], flag: str) -> None:
     with pytest.raises(UnsupportedError, match=flag):
         _config(folder, {"name": "sink", "window_tokens": 60}, **settings)
+
+
+def test_context_parallelism(tiny_folder: Path) -> None:
+    # With one KV head vLLM itself would take it.
+    folder = tiny("falcon-rope-mqa", tiny_folder)
+    settings = {"decode_context_parallel_size": 2, "tensor_parallel_size": 2}
+    with pytest.raises(UnsupportedError, match="--decode-context-parallel-size"):
+        _config(folder, {"name": "sink"}, **settings)
 
 
 def test_rust_front_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

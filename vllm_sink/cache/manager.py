@@ -33,14 +33,17 @@ class Stream:
 
     Attributes:
         sink_tokens: ``S`` of the request.
-        prefill_tokens: length of what must be prefilled; more only after a preemption.
         total_tokens: the most tokens that it can ever have.
-        held: blocks that it holds now.
+        prefill_tokens: length of what must be prefilled, known at admission: the prompt, and after a
+            preemption the output as well.
+        settled_tokens: computed by steps that are over; what is in flight still reads its window.
+        held: blocks that it holds now, shared ones included.
     """
 
     sink_tokens: int
-    prefill_tokens: int
     total_tokens: int
+    prefill_tokens: int = 0
+    settled_tokens: int = 0
     held: int = 0
 
 
@@ -55,15 +58,15 @@ class SinkWindowManager(SingleTypeKVCacheManager):
         # Most tokens that may be scheduled and not settled; the scheduler sets the real figure.
         self.max_in_flight_tokens = self.window_tokens
         self.streams: dict[str, Stream] = {}
+        # Blocks that a prefix hit made two streams hold, and their place in both; dropped lazily.
+        self._shared: dict[int, tuple[KVCacheBlock, int]] = {}
         self.recycled_blocks = 0
 
     # -- streams come and go --------------------------------------------------------------------
 
-    def open_stream(
-        self, request_id: str, sink_tokens: int, prefill_tokens: int, total_tokens: int
-    ) -> None:
+    def open_stream(self, request_id: str, sink_tokens: int, total_tokens: int) -> None:
         """Tell the manager of a request before it is first scheduled."""
-        self.streams[request_id] = Stream(sink_tokens, prefill_tokens, total_tokens)
+        self.streams[request_id] = Stream(sink_tokens, total_tokens)
 
     def close_stream(self, request_id: str) -> None:
         """Forget a finished request."""
@@ -72,28 +75,48 @@ class SinkWindowManager(SingleTypeKVCacheManager):
     def stream(self, request_id: str) -> Stream:
         """The stream of a request; made up with the engine's ``S`` if nobody opened it."""
         if request_id not in self.streams:
-            self.streams[request_id] = Stream(self.kv_cache_spec.sink_tokens, 1 << 62, 1 << 62)
+            self.open_stream(request_id, self.kv_cache_spec.sink_tokens, 1 << 62)
         return self.streams[request_id]
 
     # -- admission ------------------------------------------------------------------------------
 
-    def blocks_needed(self, stream: Stream, computed_tokens: int) -> int:
-        """The most blocks that the stream can hold from ``computed_tokens`` on."""
-        prefill_left = stream.prefill_tokens - computed_tokens
-        in_flight = min(self.max_in_flight_tokens, max(1, prefill_left))
-        return self.kv_cache_spec.max_blocks(stream.sink_tokens, in_flight, stream.total_tokens)
+    def blocks_needed(self, stream: Stream, settled_tokens: int) -> int:
+        """The most blocks that the stream can hold from ``settled_tokens`` on."""
+        in_flight = min(self.max_in_flight_tokens, stream.prefill_tokens - settled_tokens)
+        return self.kv_cache_spec.max_blocks(
+            stream.sink_tokens, max(1, in_flight), stream.total_tokens
+        )
 
-    def reserved_blocks(self, request_id: str) -> int:
+    def _lasting(self, stream: Stream, index: int) -> bool:
+        """Whether the stream keeps its block ``index`` until it ends."""
+        last = policy.window_block(stream.total_tokens - 1, self.window_tokens, self.block_size)
+        return index < policy.sink_blocks(stream.sink_tokens, self.block_size) or index >= last
+
+    def reserved_blocks(self, request_id: str, hit: dict[int, tuple[KVCacheBlock, int]]) -> int:
         """Blocks that the other live streams do not hold yet and may still ask for.
 
         Without this, many short requests would be admitted next to a long stream, and the stream
-        would be preempted and recomputed from its first token.
+        would be preempted and recomputed from its first token. A rolling block that two streams
+        hold counts for neither: when one leaves it behind, nothing returns to the pool.
+
+        Args:
+            request_id: the stream that wants to come in.
+            hit: live blocks that it would share, by id, with their index.
         """
+        self._shared = {k: v for k, v in self._shared.items() if v[0].ref_cnt > 1}
+        shared = [*self._shared.values(), *(v for k, v in hit.items() if k not in self._shared)]
         reserved = 0
         for other, blocks in self.req_to_blocks.items():
-            if other != request_id and (live := self.streams.get(other)) is not None:
-                need = self.blocks_needed(live, len(blocks) * self.block_size)
-                reserved += max(0, need - live.held)
+            live = self.streams.get(other)
+            if other == request_id or live is None or not blocks:
+                continue
+            rolling = sum(
+                1
+                for block, i in shared
+                if i < len(blocks) and blocks[i] is block and not self._lasting(live, i)
+            )
+            need = self.blocks_needed(live, live.settled_tokens)
+            reserved += max(0, need - (live.held - rolling))
         return reserved
 
     def get_num_blocks_to_allocate(
@@ -119,10 +142,17 @@ class SinkWindowManager(SingleTypeKVCacheManager):
                 prefill_end=prefill_end,
             )
         stream = self.stream(request_id)
-        need = self.blocks_needed(stream, total_computed_tokens) - stream.held
-        # A hit block that another request holds costs nothing; a free one leaves the free queue.
-        need -= sum(1 for b in new_computed_blocks if not b.is_null and b.ref_cnt > 0)
-        return max(0, need) + self.reserved_blocks(request_id)
+        stream.prefill_tokens = num_tokens
+        hit = {
+            block.block_id: (block, i)
+            for i, block in enumerate(new_computed_blocks)
+            if not block.is_null and block.ref_cnt > 0
+        }
+        # A block that another stream holds costs nothing, as long as neither leaves it behind; a
+        # free one that was hit leaves the free queue.
+        saved = sum(self._lasting(stream, i) for _, i in hit.values())
+        need = self.blocks_needed(stream, total_computed_tokens) - saved
+        return max(0, need) + self.reserved_blocks(request_id, hit)
 
     # -- blocks in, blocks out ------------------------------------------------------------------
 
@@ -140,6 +170,9 @@ class SinkWindowManager(SingleTypeKVCacheManager):
         blocks = self.req_to_blocks[request_id]
         assert not blocks, "a prefix hit belongs to a request without blocks"
         live = [b for b in new_computed_blocks if not b.is_null]
+        for i, block in enumerate(new_computed_blocks):
+            if not block.is_null and block.ref_cnt > 0:
+                self._shared[block.block_id] = (block, i)
         if self.enable_caching:
             self.block_pool.touch(live)
         blocks.extend(new_computed_blocks)
@@ -165,10 +198,11 @@ class SinkWindowManager(SingleTypeKVCacheManager):
         ``processed_computed_tokens`` counts settled tokens only, so that a step in flight still
         finds its window.
         """
+        stream = self.stream(request_id)
+        stream.settled_tokens = processed_computed_tokens
         blocks = self.req_to_blocks.get(request_id)
         if not blocks:
             return
-        stream = self.stream(request_id)
         first = policy.sink_blocks(stream.sink_tokens, self.block_size)
         last = policy.window_block(processed_computed_tokens, self.window_tokens, self.block_size)
         freed: list[KVCacheBlock] = []
@@ -186,6 +220,7 @@ class SinkWindowManager(SingleTypeKVCacheManager):
     def pop_blocks_for_free(self, request_id: str) -> list[KVCacheBlock]:
         if request_id in self.streams:
             self.streams[request_id].held = 0
+            self.streams[request_id].settled_tokens = 0
         return super().pop_blocks_for_free(request_id)
 
     # -- prefix cache ---------------------------------------------------------------------------

@@ -28,7 +28,12 @@ def policy_of(vllm_config: Any) -> KVPolicy | None:
 
 
 def check_sink_tokens(
-    value: object, kv_policy: KVPolicy, prompt_tokens: int, pool_blocks: int, limits: PoolLimits
+    value: object,
+    kv_policy: KVPolicy,
+    prompt_tokens: int,
+    output_tokens: int,
+    pool_blocks: int,
+    limits: PoolLimits,
 ) -> int:
     """``S`` of a request, if it can be honoured.
 
@@ -56,8 +61,9 @@ def check_sink_tokens(
     need = policy.max_blocks(
         number,
         kv_policy.window,
-        min(limits.in_flight_tokens, prompt_tokens),
-        limits.total_tokens,
+        # Not the prompt alone: after a preemption the output is prefilled as well.
+        limits.in_flight_tokens,
+        min(prompt_tokens + output_tokens, limits.total_tokens),
         limits.block_size,
     )
     if pool_blocks and need > pool_blocks:
@@ -108,6 +114,7 @@ def checked(process_inputs: Callable[..., Any]) -> Callable[..., Any]:
                 value,
                 kv_policy,
                 len(request.prompt_token_ids),
+                params.max_tokens,
                 max(0, pool - 1),
                 PoolLimits(self.vllm_config),
             )

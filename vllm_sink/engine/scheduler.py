@@ -66,7 +66,6 @@ class StreamScheduling(_Base):
         self.manager.open_stream(
             request.request_id,
             sinks,
-            request.num_tokens,
             min(request.num_prompt_tokens + request.max_tokens, self.max_model_len),
         )
         if sinks != default and request._block_hasher is not None:
@@ -76,11 +75,6 @@ class StreamScheduling(_Base):
                 self.hash_block_size, self._hash_fn, sinks, shared
             )
             request.update_block_hashes()
-
-    def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
-        super()._preempt_request(request, *args, **kwargs)
-        # It comes back with its output to prefill as well.
-        self.manager.stream(request.request_id).prefill_tokens = request.num_tokens
 
     def _free_blocks(self, request: Request) -> None:
         super()._free_blocks(request)
