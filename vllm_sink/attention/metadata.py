@@ -101,7 +101,7 @@ class SinkMetadataBuilder(AttentionMetadataBuilder[SinkMetadata]):
         sinks = (
             [self.spec.sink_tokens] * step.num_reqs
             if self.rows is None
-            else self.rows.sink_tokens(step.num_reqs)
+            else self.rows.sink_tokens(step)
         )
         assert step.positions is not None
         tokens = starts[step.num_reqs]

@@ -1,35 +1,74 @@
-"""How many tokens each row of a batch pins."""
+"""How many tokens each row of a batch pins, told by vLLM's model runner."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
+
+import numpy as np
+from vllm.v1.attention.backend import CommonAttentionMetadata
 
 from vllm_sink.engine.request_args import sink_tokens_of
 
 
-class _Runner(Protocol):
-    """The part of vLLM's V1 model runner that is read (``v1/worker/gpu_model_runner.py``)."""
+class BatchRows(ABC):
+    """``S`` of each row of a step."""
 
+    @abstractmethod
+    def sink_tokens(self, step: CommonAttentionMetadata) -> list[int]:
+        """``S`` of the first ``step.num_reqs`` rows; the engine's own for padding."""
+
+
+class _V1Runner(Protocol):
     requests: Mapping[str, Any]
     input_batch: Any
 
 
-class BatchRows:
-    """Reads ``S`` of each row out of the model runner's own batch, at the moment of a step."""
+class V1Rows(BatchRows):
+    """Reads the batch of the V1 runner (``v1/worker/gpu_model_runner.py``) as a step is built."""
 
-    def __init__(self, runner: _Runner, default_sink_tokens: int) -> None:
+    def __init__(self, runner: _V1Runner, default_sink_tokens: int) -> None:
         self._runner = runner
         self._default = default_sink_tokens
 
-    def sink_tokens(self, num_rows: int) -> list[int]:
-        """``S`` of the first ``num_rows`` rows; the engine's own for rows without a request."""
+    def sink_tokens(self, step: CommonAttentionMetadata) -> list[int]:
         requests = self._runner.requests
-        ids: Sequence[str | None] = self._runner.input_batch.req_ids[:num_rows]
+        ids: Sequence[str | None] = self._runner.input_batch.req_ids[: step.num_reqs]
         rows = [
             sink_tokens_of(state.sampling_params, self._default)
             if request_id is not None and (state := requests.get(request_id)) is not None
             else self._default
             for request_id in ids
         ]
-        return rows + [self._default] * (num_rows - len(rows))
+        return rows + [self._default] * (step.num_reqs - len(rows))
+
+
+class V2Rows(BatchRows):
+    """Listens to requests that join the V2 runner (``v1/worker/gpu/model_runner.py``).
+
+    There a step names its rows by their index in the runner's request table.
+    """
+
+    def __init__(self, model_state: Any, max_requests: int, default_sink_tokens: int) -> None:
+        self._default = default_sink_tokens
+        self._sinks = np.full(max_requests, default_sink_tokens, dtype=np.int64)
+        add_request = model_state.add_request
+
+        def add_with_sinks(req_index: int, new_req_data: Any) -> None:
+            self._sinks[req_index] = sink_tokens_of(new_req_data.sampling_params, self._default)
+            add_request(req_index, new_req_data)
+
+        # On the instance: this engine's state alone.
+        model_state.add_request = add_with_sinks
+
+    def sink_tokens(self, step: CommonAttentionMetadata) -> list[int]:
+        rows: list[int] = [] if step.req_idx is None else self._sinks[step.req_idx].tolist()
+        return (rows + [self._default] * step.num_reqs)[: step.num_reqs]
+
+
+def rows_of(runner: Any, use_v2: bool, default_sink_tokens: int) -> BatchRows:
+    """The rows of a model runner."""
+    if use_v2:
+        return V2Rows(runner.model_state, runner.max_num_reqs, default_sink_tokens)
+    return V1Rows(runner, default_sink_tokens)

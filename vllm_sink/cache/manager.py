@@ -34,9 +34,9 @@ class Stream:
     Attributes:
         sink_tokens: ``S`` of the request.
         total_tokens: the most tokens that it can ever have.
-        prefill_tokens: length of what must be prefilled, known at admission: the prompt, and after a
-            preemption the output as well.
-        settled_tokens: computed by steps that are over; what is in flight still reads its window.
+        prefill_tokens: length of what must be prefilled, known at admission: the prompt, and after
+            a preemption the output as well.
+        settled_tokens: computed by steps that are over; a step in flight still reads its window.
         held: blocks that it holds now, shared ones included.
     """
 

@@ -8,7 +8,7 @@ from vllm.config import set_current_vllm_config
 
 from vllm_sink import compat
 from vllm_sink.attention.metadata import SinkMetadataBuilder
-from vllm_sink.attention.rows import BatchRows
+from vllm_sink.attention.rows import rows_of
 from vllm_sink.engine.requests import policy_of
 from vllm_sink.errors import PolicyError
 from vllm_sink.worker.binding import bind_rotary
@@ -62,7 +62,8 @@ class SinkWorkerMixin(_Base):
         super().initialize_from_config(kv_cache_config)
         kv_policy = policy_of(self.vllm_config)
         assert kv_policy is not None
-        rows = BatchRows(self.model_runner, kv_policy.sink_tokens)
+        use_v2 = self.vllm_config.use_v2_model_runner
+        rows = rows_of(self.model_runner, use_v2, kv_policy.sink_tokens)
         for groups in self.model_runner.attn_groups:
             for group in groups:
                 for builder in group.metadata_builders:
