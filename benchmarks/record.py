@@ -33,6 +33,11 @@ def _processor() -> str:
     return f"{names[0]} x{len(names)}" if names else platform.machine()
 
 
+def _arguments() -> list[str]:
+    """The command line; where a file lies on this machine is nobody's business."""
+    return [Path(a).name if Path(a).is_absolute() else a for a in sys.argv[1:]]
+
+
 def provenance() -> dict[str, Any]:
     """Versions, hardware, commit and command line of this run."""
     import torch
@@ -49,9 +54,9 @@ def provenance() -> dict[str, Any]:
         "versions": {name: version(name) for name in packages} | {"python": sys.version.split()[0]},
         "hardware": device,
         "commit": _commit(),
-        "command": ["python", "-m", sys.modules["__main__"].__spec__.name, *sys.argv[1:]]
+        "command": ["python", "-m", sys.modules["__main__"].__spec__.name, *_arguments()]
         if sys.modules["__main__"].__spec__
-        else sys.argv,
+        else _arguments(),
     }
 
 
