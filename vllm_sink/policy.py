@@ -161,6 +161,15 @@ class KVPolicy:
         )
 
 
+def policy_of(vllm_config: Any) -> KVPolicy | None:
+    """The policy of an engine, by its ``VllmConfig``; None where vLLM is unchanged."""
+    config = vllm_config.additional_config
+    if not isinstance(config, Mapping) or CONFIG_KEY not in config:
+        return None
+    found = KVPolicy.from_config(config[CONFIG_KEY])
+    return found if found.active else None
+
+
 def require_int(field: str, value: object, least: int) -> int:
     """``value`` if it is an integer of at least ``least``.
 

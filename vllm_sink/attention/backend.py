@@ -18,12 +18,14 @@ from vllm_sink.attention.metadata import SinkMetadata, SinkMetadataBuilder
 from vllm_sink.attention.torch_provider import LayerParams, attend
 from vllm_sink.cache.spec import SinkWindowSpec
 from vllm_sink.errors import UnsupportedError
-from vllm_sink.policy import CONFIG_KEY, KVPolicy
+from vllm_sink.policy import KVPolicy, policy_of
 
 
 def current_policy() -> KVPolicy:
     """The policy of the engine that is being built in this process."""
-    return KVPolicy.from_config(get_current_vllm_config().additional_config[CONFIG_KEY])
+    found = policy_of(get_current_vllm_config())
+    assert found is not None, "the sink backend belongs to engines with a policy"
+    return found
 
 
 class SinkAttentionImpl(AttentionImpl[SinkMetadata]):

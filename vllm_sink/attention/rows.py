@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from vllm.v1.attention.backend import CommonAttentionMetadata
 
-from vllm_sink.engine.request_args import sink_tokens_of
+from vllm_sink.request_args import sink_tokens_of
 
 
 class BatchRows(ABC):

@@ -13,18 +13,9 @@ from typing import Any
 from vllm.exceptions import VLLMValidationError
 
 from vllm_sink import policy
-from vllm_sink.engine.request_args import SINK_TOKENS, SYSTEM
 from vllm_sink.errors import PolicyError
-from vllm_sink.policy import CONFIG_KEY, KVPolicy
-
-
-def policy_of(vllm_config: Any) -> KVPolicy | None:
-    """The engine's policy, or None where vLLM is unchanged."""
-    config = vllm_config.additional_config
-    if not isinstance(config, dict) or CONFIG_KEY not in config:
-        return None
-    found = KVPolicy.from_config(config[CONFIG_KEY])
-    return found if found.active else None
+from vllm_sink.policy import KVPolicy, policy_of
+from vllm_sink.request_args import SINK_TOKENS, SYSTEM
 
 
 def check_sink_tokens(

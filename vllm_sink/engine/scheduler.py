@@ -14,8 +14,8 @@ from vllm.v1.core.sched.scheduler import Scheduler
 
 from vllm_sink.cache.hashing import SinkBlockHashes, sink_block_hasher
 from vllm_sink.cache.manager import SinkWindowManager
-from vllm_sink.engine.request_args import sink_tokens_of
-from vllm_sink.policy import CONFIG_KEY, KVPolicy
+from vllm_sink.policy import policy_of
+from vllm_sink.request_args import sink_tokens_of
 
 if TYPE_CHECKING:
     from vllm.v1.request import Request
@@ -32,7 +32,9 @@ class StreamScheduling(_Base):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.kv_policy = KVPolicy.from_config(self.vllm_config.additional_config[CONFIG_KEY])
+        found = policy_of(self.vllm_config)
+        assert found is not None, "this scheduler belongs to engines with a policy"
+        self.kv_policy = found
         self._hash_fn = get_hash_fn_by_name(self.cache_config.prefix_caching_hash_algo)
         (manager,) = self.kv_cache_manager.coordinator.single_type_managers
         assert isinstance(manager, SinkWindowManager)

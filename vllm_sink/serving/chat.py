@@ -12,7 +12,7 @@ from typing import Any
 from vllm.exceptions import VLLMValidationError
 from vllm.logger import init_logger
 
-from vllm_sink.engine.request_args import SINK_TOKENS, SYSTEM
+from vllm_sink.request_args import SINK_TOKENS, SYSTEM
 
 logger = init_logger("vllm.sink")
 

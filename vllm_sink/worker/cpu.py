@@ -1,9 +1,19 @@
 """The CPU platform's worker."""
 
+from __future__ import annotations
+
+from typing import Any
+
 from vllm.v1.worker.cpu_worker import CPUWorker
 
+from vllm_sink.worker.seeds import prepare_discarded_draws
 from vllm_sink.worker.worker import SinkWorkerMixin
 
 
 class SinkCPUWorker(SinkWorkerMixin, CPUWorker):
     """vLLM: ``v1/worker/cpu_worker.py``."""
+
+    def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.use_v2_model_runner:
+            prepare_discarded_draws(self.model_runner)
+        return super().sample_tokens(*args, **kwargs)

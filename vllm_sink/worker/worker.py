@@ -9,8 +9,8 @@ from vllm.config import set_current_vllm_config
 from vllm_sink import compat
 from vllm_sink.attention.metadata import SinkMetadataBuilder
 from vllm_sink.attention.rows import rows_of
-from vllm_sink.engine.requests import policy_of
 from vllm_sink.errors import PolicyError
+from vllm_sink.policy import policy_of
 from vllm_sink.worker.binding import bind_rotary
 
 if TYPE_CHECKING:
