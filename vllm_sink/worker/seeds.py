@@ -1,8 +1,8 @@
 """Seeded requests whose prompt is prefilled in chunks, on the CPU.
 
 vLLM samples after every chunk and, for all but the last, winds the request's generator back by the
-numbers drawn (``GPUModelRunner._bookkeeping_sync``). A CPU generator has no offset to wind back, and
-the engine dies of it, with every stream on it. A generator that remembers its state does the same.
+numbers drawn (``GPUModelRunner._bookkeeping_sync``). A CPU generator has no offset to wind back:
+the engine dies of it, with every stream on it. One that remembers its state can do without.
 """
 
 from __future__ import annotations
