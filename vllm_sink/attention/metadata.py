@@ -54,6 +54,10 @@ class Tile:
     evicted: torch.Tensor | None = None
     sink_distance: torch.Tensor | None = None
 
+    def visible(self, window_tokens: int) -> torch.Tensor:
+        """bool [n, q, k]: the window keys that a layer with this window sees."""
+        return (self.distance >= 0) & (self.distance < window_tokens)
+
     def part(self, runs: slice) -> Tile:
         """Some runs of the tile."""
         tensors = {k: None if t is None else t[runs] for k, t in vars(self).items()}

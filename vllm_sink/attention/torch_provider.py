@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from vllm_sink.attention import cpu_kernel
 from vllm_sink.attention.metadata import Tile
 from vllm_sink.rope.rotary import ExactRotary
 
@@ -62,9 +63,10 @@ def attend(
     keys = tile.window_slots.shape[1] + (0 if tile.sink_slots is None else tile.sink_slots.shape[1])
     floats = keys * (layer.num_kv_heads * 2 * layer.head_size + layer.num_heads * queries)
     at_once = max(1, FLOATS_AT_ONCE // floats)
+    compute = cpu_kernel.attend if cpu_kernel.usable(layer, query) else _attend
     for a in range(0, runs, at_once):
         part = tile if runs <= at_once else tile.part(slice(a, a + at_once))
-        output[part.queries] = _attend(layer, part, query[part.queries], cache).to(output.dtype)
+        output[part.queries] = compute(layer, part, query[part.queries], cache).to(output.dtype)
 
 
 def _attend(
@@ -73,10 +75,9 @@ def _attend(
     """Float32 [n, q, num_heads, head_size], from ``query`` of the same shape."""
     size = layer.head_size
     query = query.float()
-    kv = cache[tile.window_slots].float()  # [n, k, kv_heads, 2 * size]
+    kv = cpu_kernel.gather(cache, tile.window_slots).float()  # [n, k, kv_heads, 2 * size]
     scores = _scores(layer, query, kv, tile.distance)
-    visible = (tile.distance >= 0) & (tile.distance < layer.window_tokens)
-    scores.masked_fill_(~visible[:, None, None], float("-inf"))
+    scores.masked_fill_(~tile.visible(layer.window_tokens)[:, None, None], float("-inf"))
     if layer.sinks and tile.sink_slots is not None:
         assert tile.evicted is not None
         assert tile.sink_visible is not None
@@ -85,7 +86,7 @@ def _attend(
         if layer.rotary is not None:
             flat = query.flatten(0, 1)
             turned = layer.rotary.turn_back(flat, tile.evicted.flatten()).view(query.shape)
-        sink_kv = cache[tile.sink_slots].float()
+        sink_kv = cpu_kernel.gather(cache, tile.sink_slots).float()
         sink_scores = _scores(layer, turned, sink_kv, tile.sink_distance)
         sink_scores.masked_fill_(~tile.sink_visible[:, None, None], float("-inf"))
         scores, kv = torch.cat((sink_scores, scores), -1), torch.cat((sink_kv, kv), 1)
