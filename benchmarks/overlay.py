@@ -44,7 +44,7 @@ def main() -> None:
     axes.axvline(first["native_context"], color="grey", linestyle="--", linewidth=1)
     axes.annotate(
         "the model's context",
-        (first["native_context"], 0.97),
+        (first["native_context"], 0.66),
         xycoords=("data", "axes fraction"),
         rotation=90,
         ha="right",
