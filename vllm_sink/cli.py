@@ -11,6 +11,18 @@ from vllm_sink.errors import PolicyError
 from vllm_sink.policy import POLICY_NAMES, KVPolicy
 
 
+def _gib(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not allowed; allowed: a positive number of GiB"
+        )
+    return value
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vllm-sink", description="Attention sinks (StreamingLLM) for vLLM: tools."
@@ -26,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--kv-policy", choices=[n for n in POLICY_NAMES if n != "full"])
     doctor.add_argument("--sink-tokens", type=int, metavar="S")
     doctor.add_argument("--window-tokens", type=int, metavar="W")
-    doctor.add_argument("--kv-gib", type=float, metavar="GIB", help="size of the KV pool")
+    doctor.add_argument("--kv-gib", type=_gib, metavar="GIB", help="size of the KV pool")
     doctor.add_argument("--dtype", default="auto")
     doctor.add_argument("--max-model-len", type=int)
     doctor.add_argument("--block-size", type=int)

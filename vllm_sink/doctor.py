@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from vllm_sink import startup, support
@@ -25,6 +26,8 @@ def diagnose(
     from vllm.engine.arg_utils import EngineArgs
 
     verdict: dict[str, Any] = {"model": model, "supported": False}
+    if _names_a_folder(model) and not Path(model).expanduser().is_dir():
+        return verdict | {"refused": f"there is no folder {model}"}
     config = {key: value for key, value in kv_policy.to_config().items() if value is not None}
     engine_args = EngineArgs(model=model, additional_config={"kv_policy": config}, **settings)
     if kv_gib is not None:
@@ -41,8 +44,8 @@ def diagnose(
         vllm_config = engine_args.create_engine_config()
     except (PolicyError, UnsupportedError) as error:
         return verdict | {"refused": str(error)}
-    except ValueError as error:
-        # vLLM's own refusal, for example of an architecture that it does not know.
+    except (ValueError, OSError) as error:
+        # vLLM's own refusal: an architecture that it does not know, a model that is not there.
         return verdict | {"refused": _first_line(error)}
     return verdict | {"supported": True} | _sizes(vllm_config, resolved)
 
@@ -66,6 +69,11 @@ def _sizes(vllm_config: Any, kv_policy: KVPolicy) -> dict[str, Any]:
         # One block of the pool is vLLM's null block.
         "streams_that_fit": None if pool is None else max(0, pool // block - 1) // streaming,
     }
+
+
+def _names_a_folder(model: str) -> bool:
+    """Whether this can only be meant as a path; ``organisation/name`` may be a model hub's."""
+    return model.startswith(("/", ".", "~")) or ("/" in model and Path(model).parent.is_dir())
 
 
 def _first_line(error: Exception) -> str:

@@ -206,7 +206,7 @@ def require_known_room(vllm_config: Any, kv_policy: KVPolicy) -> None:
         hint = (
             f"1 to {fits}, or a larger KV pool"
             if fits > 0
-            else "no window fits: a larger KV pool, or a smaller --max-num-batched-tokens"
+            else "none in this pool; take a larger one, or a smaller --max-num-batched-tokens"
         )
         raise PolicyError(
             "--window-tokens",

@@ -135,6 +135,15 @@ def test_doctor(folder: Path) -> None:
     assert "supported" in doctor.render(verdict)
 
 
+def test_doctor_of_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    missing = tmp_path / "model"
+    assert _diagnose(missing) == {
+        "model": str(missing),
+        "supported": False,
+        "refused": f"there is no folder {missing}",
+    }
+
+
 @pytest.mark.parametrize("arch", ["mpt"])
 def test_doctor_refuses(arch: str, tiny_folder: Path) -> None:
     verdict = _diagnose(tiny(arch, tiny_folder))
