@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXModel
 
 from tests.models.factory import make_tiny
 from tests.models.recipes import VOCAB
@@ -33,6 +34,9 @@ def engine(folder: Path, window: int | None, sinks: int = 4, **settings: Any) ->
         policy = {"name": "sink", "sink_tokens": sinks, "window_tokens": window}
         settings["additional_config"] = {"kv_policy": policy}
         settings.setdefault("block_size", 16)
+    # vLLM's Transformers backend decorates Hugging Face's own class, for good; the tests of the
+    # reference, in the same process, want it as it was.
+    pristine = (GPTNeoXModel.__bases__, dict(vars(GPTNeoXModel)))
     llm = LLM(
         str(folder),
         **{
@@ -47,10 +51,22 @@ def engine(folder: Path, window: int | None, sinks: int = 4, **settings: Any) ->
     try:
         yield llm
     finally:
+        _restore(GPTNeoXModel, pristine)
         llm.llm_engine.engine_core.shutdown()
         del llm
         gc.collect()
         cleanup_dist_env_and_memory()
+
+
+def _restore(cls: type, pristine: tuple[tuple[type, ...], dict[str, Any]]) -> None:
+    bases, attributes = pristine
+    if cls.__bases__ != bases:
+        cls.__bases__ = bases
+    for name in set(vars(cls)) - set(attributes):
+        delattr(cls, name)
+    for name, value in attributes.items():
+        if vars(cls)[name] is not value:
+            setattr(cls, name, value)
 
 
 def scheduler_of(llm: Any) -> Any:
