@@ -33,13 +33,9 @@ def attend(
     if layer.sinks and tile.sink_slots is not None:
         assert tile.evicted is not None
         assert tile.sink_visible is not None
-        turned = query
-        if layer.rotary is not None:
-            flat = query.flatten(0, 1)
-            turned = layer.rotary.turn_back(flat, tile.evicted.flatten()).view(query.shape)
-        sink_out, sink_lse = _part(
-            layer, turned.to(query.dtype), gather(cache, tile.sink_slots), tile.sink_visible
-        )
+        turned = layer.turn_back(query, tile.evicted).to(query.dtype)
+        sink_kv = gather(cache, tile.sink_slots)
+        sink_out, sink_lse = _part(layer, turned, sink_kv, tile.sink_visible)
         # Sinks leave the window in order: a query that does not see the first sees none.
         sees = tile.sink_visible[:, :, :1, None]
         weight = torch.where(sees, torch.sigmoid(sink_lse - lse), 0.0)

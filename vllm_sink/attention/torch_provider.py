@@ -46,6 +46,13 @@ class LayerParams:
     soft_cap: float = 0.0
     rotary: ExactRotary | None = None
 
+    def turn_back(self, query: torch.Tensor, evicted: torch.Tensor) -> torch.Tensor:
+        """``query`` [n, q, num_heads, head_size] as it meets the sinks; ``evicted`` is [n, q]."""
+        if self.rotary is None:
+            return query
+        turned = self.rotary.turn_back(query.flatten(0, 1), evicted.flatten())
+        return turned.view(query.shape)
+
 
 def attend(
     layer: LayerParams, tile: Tile, query: torch.Tensor, cache: torch.Tensor, output: torch.Tensor
@@ -82,10 +89,7 @@ def _attend(
         assert tile.evicted is not None
         assert tile.sink_visible is not None
         assert tile.sink_distance is not None
-        turned = query
-        if layer.rotary is not None:
-            flat = query.flatten(0, 1)
-            turned = layer.rotary.turn_back(flat, tile.evicted.flatten()).view(query.shape)
+        turned = layer.turn_back(query, tile.evicted)
         sink_kv = cpu_kernel.gather(cache, tile.sink_slots).float()
         sink_scores = _scores(layer, turned, sink_kv, tile.sink_distance)
         sink_scores.masked_fill_(~tile.sink_visible[:, None, None], float("-inf"))

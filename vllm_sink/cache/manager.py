@@ -60,7 +60,6 @@ class SinkWindowManager(SingleTypeKVCacheManager):
         self.streams: dict[str, Stream] = {}
         # Blocks that a prefix hit made two streams hold, and their place in both; dropped lazily.
         self._shared: dict[int, tuple[KVCacheBlock, int]] = {}
-        self.recycled_blocks = 0
 
     # -- streams come and go --------------------------------------------------------------------
 
@@ -215,7 +214,6 @@ class SinkWindowManager(SingleTypeKVCacheManager):
         if freed:
             self.block_pool.free_blocks(freed)
             stream.held -= len(freed)
-            self.recycled_blocks += len(freed)
 
     def pop_blocks_for_free(self, request_id: str) -> list[KVCacheBlock]:
         if request_id in self.streams:
