@@ -116,3 +116,13 @@ def reference_logprobs(
 
 def tiny(arch: str, root: Path) -> Path:
     return make_tiny(arch, root / arch)
+
+
+def assert_equal_the_reference(
+    outputs: Sequence[Any], folder: Path, sinks: Sequence[int], window: int, bound: float
+) -> None:
+    """Each token of the outputs, prompts included, has the reference's log-probability."""
+    for s, output in zip(sinks, outputs, strict=True):
+        every = [*output.prompt_token_ids, *output.outputs[0].token_ids]
+        difference = (logprobs(output) - reference_logprobs(folder, s, window, every)).abs()
+        assert difference.max() < bound, f"S {s}, W {window}: {difference.max():.2e}"

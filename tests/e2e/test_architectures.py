@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.engines import (
+    assert_equal_the_reference,
     engine,
     greedy,
     logprobs,
@@ -48,10 +49,7 @@ def test_logprobs_equal_the_reference(arch: str, window: int, tiny_folder: Path)
             [greedy(12, s, prompt_logprobs=0) for s in sinks],
             use_tqdm=False,
         )
-    for s, output in zip(sinks, outputs, strict=True):
-        every = [*tokens, *output.outputs[0].token_ids]
-        difference = (logprobs(output) - reference_logprobs(folder, s, window, every)).abs()
-        assert difference.max() < 1e-4, f"S {s}, W {window}: {difference.max():.2e}"
+    assert_equal_the_reference(outputs, folder, sinks, window, bound=1e-4)
 
 
 @pytest.mark.parametrize("wrong", [(4, 29), (4, 31), (3, 30), (5, 30)])
