@@ -10,7 +10,8 @@ import torch
 
 from vllm_sink.errors import UnsupportedError
 from vllm_sink.rope.frequencies import frequencies
-from vllm_sink.rope.rotary import ExactRotary, angles, rotate
+from vllm_sink.rope.phase import angles, units_per_token
+from vllm_sink.rope.rotary import ExactRotary, rotate
 
 SCALINGS: dict[str, dict[str, Any]] = {
     "default": {"rope_type": "default"},
@@ -56,21 +57,19 @@ def test_length_dependent_scaling_is_refused() -> None:
         frequencies(_vllm_rope({"rope_type": "dynamic", "factor": 2.0}, True, 1.0))
 
 
+@pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("index", [1, 8191, 1_000_003, 2**24 + 1, 2**31 + 7, 10**12 + 1])
-def test_angles_are_exact_at_any_index(index: int) -> None:
+def test_angles_are_exact_at_any_index(index: int, sign: int) -> None:
     """Against Python's exact integers and reduction by hand, far past where float32 can count."""
-    inv_freq = torch.tensor([1.0, 0.1234, 3e-5], dtype=torch.float64)
-    cos, sin = angles(torch.tensor([index]), inv_freq)
+    index *= sign
+    inv_freq = torch.tensor([1.0, 0.1234, 3e-5, 4.0], dtype=torch.float64)
+    cos, sin = angles(torch.tensor([index]), units_per_token(inv_freq))
     for i, frequency in enumerate(inv_freq.tolist()):
         # The double is a fraction; the product is exact before it is reduced by 2 pi.
         numerator, denominator = frequency.as_integer_ratio()
         turns = _modulo_two_pi(index * numerator, denominator)
-        assert float(cos[0, i]) == pytest.approx(
-            math.cos(turns), abs=2e-4 if index > 2**40 else 3e-6
-        )
-        assert float(sin[0, i]) == pytest.approx(
-            math.sin(turns), abs=2e-4 if index > 2**40 else 3e-6
-        )
+        assert float(cos[0, i]) == pytest.approx(math.cos(turns), abs=1e-6)
+        assert float(sin[0, i]) == pytest.approx(math.sin(turns), abs=1e-6)
 
 
 def _modulo_two_pi(numerator: int, denominator: int) -> float:
@@ -102,7 +101,8 @@ def test_score_depends_on_distance_alone(neox: bool, dtype: torch.dtype) -> None
 
 def test_rotation_keeps_length() -> None:
     x = torch.randn(5, 3, 64)
-    cos, sin = angles(torch.arange(5) * 1_000_000_007, torch.rand(16, dtype=torch.float64))
+    units = units_per_token(torch.rand(16, dtype=torch.float64))
+    cos, sin = angles(torch.arange(5) * 1_000_000_007, units)
     for neox in (True, False):
         turned = rotate(x, cos, sin, neox)
         assert turned[..., 32:].equal(x[..., 32:])

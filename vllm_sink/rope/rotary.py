@@ -1,8 +1,4 @@
-"""A rotary module without a table: exact angles for any int64 index.
-
-vLLM's table ends at the model's context, and cos(t * f) in float32 is wrong by 0.014 at t = 1 M
-and by 0.28 at 16 M. Here the product is taken in float64, whose error at t = 10^9 is 10^-7 radians.
-"""
+"""A rotary module without a table: exact angles for any int64 index (``phase``)."""
 
 from __future__ import annotations
 
@@ -10,12 +6,7 @@ import torch
 from torch import nn
 
 from vllm_sink.rope.frequencies import Frequencies
-
-
-def angles(positions: torch.Tensor, inv_freq: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin, float32 [n, rotary_dim / 2], of integer ``positions`` [n] (negative too)."""
-    turns = positions.to(torch.float64)[:, None] * inv_freq[None, :]
-    return turns.cos().float(), turns.sin().float()
+from vllm_sink.rope.phase import angles, units_per_token
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, neox_style: bool) -> torch.Tensor:
@@ -47,11 +38,11 @@ class ExactRotary(nn.Module):
         is_neox_style: how channels pair up.
     """
 
-    inv_freq: torch.Tensor
+    units: torch.Tensor
 
     def __init__(self, frequencies: Frequencies, head_size: int, is_neox_style: bool) -> None:
         super().__init__()
-        self.register_buffer("inv_freq", frequencies.inv_freq, persistent=False)
+        self.register_buffer("units", units_per_token(frequencies.inv_freq), persistent=False)
         self.amplitude = frequencies.amplitude
         self.head_size = head_size
         self.is_neox_style = is_neox_style
@@ -61,7 +52,7 @@ class ExactRotary(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Rotate ``query`` [n, heads * head_size] and ``key`` at their true index [n]."""
         positions = positions.flatten()
-        cos, sin = angles(positions, self.inv_freq)
+        cos, sin = angles(positions, self.units)
         if self.amplitude != 1.0:
             cos, sin = cos * self.amplitude, sin * self.amplitude
         return self._turn(query, cos, sin), None if key is None else self._turn(key, cos, sin)
@@ -75,5 +66,5 @@ class ExactRotary(nn.Module):
 
         The amplitude is in the query already.
         """
-        cos, sin = angles(-evicted, self.inv_freq)
+        cos, sin = angles(-evicted, self.units)
         return rotate(query, cos, sin, self.is_neox_style)

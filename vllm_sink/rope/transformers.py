@@ -11,7 +11,8 @@ from torch import nn
 
 from vllm_sink.errors import UnsupportedError
 from vllm_sink.rope.frequencies import Frequencies
-from vllm_sink.rope.rotary import ExactRotary, angles
+from vllm_sink.rope.phase import angles
+from vllm_sink.rope.rotary import ExactRotary
 
 #: Transformers' rotary classes whose layers pair channels NeoX style and turn the first ones.
 KNOWN = ("GPTNeoXRotaryEmbedding",)
@@ -27,7 +28,7 @@ class ExactCosSin(ExactRotary):
 
         The dtype is Transformers' own choice: in bf16 each angle is rounded, at any index alike.
         """
-        cos, sin = angles(position_ids.flatten(), self.inv_freq)
+        cos, sin = angles(position_ids.flatten(), self.units)
         shape = (*position_ids.shape, -1)
         return (
             (torch.cat((cos, cos), -1) * self.amplitude).view(shape).to(x.dtype),

@@ -1,0 +1,131 @@
+"""The Triton kernels, run by Triton's interpreter: the same source, without a GPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.paged import DECODES, MIXED, Row, Shape, batch_of, expected
+
+#: vLLM's CPU build switches Triton off where it sees it, and the interpreter must be chosen before
+#: the kernels are defined: these tests run in a process of their own.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+SHAPES = {
+    "plain": Shape(),
+    "one head a group, blocks of 32": Shape(heads=2, kv_heads=2, block_size=32),
+    "groups of three": Shape(heads=6, kv_heads=2),
+    "groups of eight, size 128": Shape(heads=8, kv_heads=1, head_size=128, block_size=64),
+    "odd head size": Shape(head_size=80),
+    "GPT-J pairs, partly turned": Shape(neox=False, rotary=0.25),
+    "NeoX pairs, partly turned": Shape(rotary=0.25),
+    "alibi": Shape(alibi=True),
+    "soft cap": Shape(soft_cap=5.0),
+    "no sinks": Shape(sinks=False),
+    "window of one": Shape(window=1),
+}
+
+
+@pytest.mark.skipif(INTERPRETED, reason="this is the process that starts the other")
+def test_in_the_interpreter() -> None:
+    pytest.importorskip("triton")
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout[-5000:]
+    assert " passed" in result.stdout
+
+
+interpreted = pytest.mark.skipif(not INTERPRETED, reason="run by test_in_the_interpreter")
+
+
+@interpreted
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("rows", [MIXED, DECODES], ids=["mixed", "decode"])
+def test_equals_the_rules(name: str, rows: tuple[Row, ...]) -> None:
+    from vllm_sink.attention.kernels.launch import FusedKernel
+
+    batch = batch_of(SHAPES[name], rows, padding=2)
+    kernel = FusedKernel(batch.layer, torch.float32)
+    # Small tiles, so that a test of this size has several.
+    kernel.prefill = replace(kernel.prefill, block_m=16, block_n=16)
+    kernel.decode = replace(kernel.decode, block_n=16)
+    right = expected(batch)
+    for splits in (1, 2, 4) if rows is DECODES else (1,):
+        output = torch.full_like(batch.query, torch.nan)
+        args = (batch.step, batch.query, batch.key_cache, batch.value_cache)
+        kernel.attend(*args, output, splits=splits)
+        assert (output - right).abs().max() < 1e-5, f"{splits} parts"
+
+
+@interpreted
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("rows", [MIXED, DECODES], ids=["mixed", "decode"])
+def test_sinks_merge_into_a_window(name: str, rows: tuple[Row, ...]) -> None:
+    """On top of attention over the window alone, by another road."""
+    from vllm_sink.attention.kernels.launch import FusedKernel
+
+    batch = batch_of(SHAPES[name], rows)
+    window_only = replace(batch, layer=replace(batch.layer, sinks=False))
+    output = expected(window_only).float()
+    kernel = FusedKernel(batch.layer, torch.float32)
+    lse = log_sum_exp(window_only)
+    kernel.add_sinks(batch.step, batch.query, batch.key_cache, batch.value_cache, output, lse)
+    assert (output - expected(batch)).abs().max() < 1e-5
+
+
+def log_sum_exp(batch: object) -> torch.Tensor:
+    """float32 [heads, tokens] of a batch without sinks: values of one give softmax's weights."""
+    import math
+
+    from tests.paged import Batch
+
+    assert isinstance(batch, Batch)
+    layer, step = batch.layer, batch.step
+    group, size = layer.num_heads // layer.num_kv_heads, step.block_size
+    lse = torch.empty(layer.num_heads, step.num_tokens)
+    at = 0
+    for r, row in enumerate(batch.rows):
+        for index in range(row.length - row.count, row.length):
+            near = [j for j in range(index + 1) if index - j < layer.window_tokens]
+            for h in range(layer.num_heads):
+                keys = torch.stack(
+                    [
+                        batch.key_cache[int(step.block_table[r, j // size]), j % size, h // group]
+                        for j in near
+                    ]
+                ).double()
+                scores = keys @ batch.query[at, h].double() * layer.scale
+                if layer.soft_cap:
+                    scores = layer.soft_cap * (scores / layer.soft_cap).tanh()
+                if layer.alibi_slopes is not None:
+                    scores = scores - float(layer.alibi_slopes[h]) * torch.tensor(
+                        [index - j for j in near]
+                    )
+                lse[h, at] = float(scores.logsumexp(0))
+            at += 1
+    assert not math.isnan(float(lse.sum()))
+    return lse
+
+
+@interpreted
+def test_compact_tables() -> None:
+    from vllm_sink.attention.kernels.launch import compact
+
+    batch = batch_of(Shape(), MIXED, padding=1)
+    step = batch.step
+    table = torch.full((step.num_reqs + 2, step.window_table.shape[1] + 3), -1, dtype=torch.int32)
+    lens = torch.full((step.num_reqs + 2,), -1, dtype=torch.int32)
+    compact(step, table, lens, step.window_tokens)
+    assert lens[: step.num_reqs].equal(step.window_lens)
+    assert table[: step.num_reqs, : step.window_table.shape[1]].equal(step.window_table)
+    assert (table[step.num_reqs :] == -1).all()

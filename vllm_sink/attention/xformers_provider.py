@@ -1,0 +1,317 @@
+"""The ``xformers`` provider: a check on the others that shares no kernel with them, and the way
+for GPUs older than Ampere.
+
+xformers 0.0.35 has no paged bias with a window, and its one paged op without the flash-attn package
+(``triton_splitk``) wants pages of 64 and heads of a power of two. So the keys that a run of queries
+sees are gathered one run after the other, and met under biases for runs of any length::
+
+    window   BlockDiagonalCausalLocalAttentionFromBottomRightMask: the last query of a run stands
+             at its last key, each query sees W keys back
+    sinks    the same with no key too far back, for runs that see one sink more a query
+             (the staircase) and for single queries; BlockDiagonalMask for runs that see all
+
+Both partial softmaxes merge by log-sum-exp. Two ops know these biases; neither is xformers' own
+code, both come with torch: ``flash`` (FlashAttention 2, from Ampere on) and ``cutlass`` (up to
+Hopper). Masks are made on the host: not for CUDA graphs.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+
+from vllm_sink.attention.layer import LayerParams
+from vllm_sink.attention.step import HostStep, PagedStep
+
+#: Bytes of gathered keys and values at once, or one run's where that is more.
+BYTES_AT_ONCE = 256 << 20
+
+#: Queries of a run under ``cutlass`` with heads over 128 channels. That kernel sums in a buffer
+#: which it sets at key 0, but skips blocks of 128 keys below the window: a longer run would add
+#: to memory never written.
+CUTLASS_RUN = 128
+
+OPERATORS = ("flash", "cutlass")
+
+
+class Run(NamedTuple):
+    """Consecutive queries of a row and the consecutive keys that they see.
+
+    Attributes:
+        row: of the batch.
+        token, queries: the first of the step's tokens, and how many.
+        key, keys: bookkeeping index of the first key, and how many.
+    """
+
+    row: int
+    token: int
+    queries: int
+    key: int
+    keys: int
+
+
+def window_runs(host: HostStep, window: int, most_queries: int) -> Iterator[Run]:
+    """Runs of every token of the step, in order, each with the windows of its queries."""
+    token = 0
+    for row, (count, length) in enumerate(zip(host.query_lens, host.seq_lens, strict=True)):
+        for first in range(length - count, length, most_queries):
+            end = min(first + most_queries, length)
+            low = max(0, first - window + 1)
+            yield Run(row, token, end - first, low, end - low)
+            token += end - first
+
+
+def sink_runs(host: HostStep, window: int) -> tuple[list[Run], list[Run]]:
+    """Runs of the queries that see sinks: ``(stairs, whole)``.
+
+    In ``stairs`` the last query sees all keys of its run, the one before it one less, and so on;
+    single queries are there too. In ``whole`` every query sees all keys.
+    """
+    stairs, whole = [], []
+    end = 0
+    for row, (count, length) in enumerate(zip(host.query_lens, host.seq_lens, strict=True)):
+        end += count
+        sinks = host.sinks[row]
+        # Query i sees the sinks up to i - W: none before W, all from S + W - 1 on.
+        first = max(length - count, window)
+        if not sinks or first >= length:
+            continue
+        full = min(max(first, sinks + window - 1), length)
+        if first < full:
+            stairs.append(Run(row, end - (length - first), full - first, 0, full - window))
+        if full < length:
+            run = Run(row, end - (length - full), length - full, 0, sinks)
+            (whole if run.queries > 1 else stairs).append(run)
+    return stairs, whole
+
+
+def batches(runs: Iterable[Run], most_keys: int) -> Iterator[list[Run]]:
+    """``runs`` in order, together while they have no more than ``most_keys`` keys."""
+    batch: list[Run] = []
+    keys = 0
+    for run in runs:
+        if batch and keys + run.keys > most_keys:
+            yield batch
+            batch, keys = [], 0
+        batch.append(run)
+        keys += run.keys
+    if batch:
+        yield batch
+
+
+class Batch:
+    """Runs of one call, on the device.
+
+    Attributes:
+        runs: the runs.
+        run: int64 [queries], which run a query belongs to.
+        token: int64 [queries], which of the step's tokens it is.
+        key_row, key: int64 [keys], batch row and bookkeeping index of every key.
+    """
+
+    def __init__(self, runs: list[Run], device: torch.device) -> None:
+        self.runs = runs
+        row, token, queries, key, keys = torch.tensor(runs, device=device).unbind(1)
+        self.run, self.token = _ranges(token, queries, sum(r.queries for r in runs))
+        key_run, self.key = _ranges(key, keys, sum(r.keys for r in runs))
+        self.key_row = row[key_run]
+
+
+def _ranges(
+    start: torch.Tensor, count: torch.Tensor, total: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ranges end to end: of which range each element is, and its value; int64 [total] both."""
+    # A known size spares repeat_interleave the wait for the device.
+    which = torch.repeat_interleave(count, output_size=total)
+    begin = count.cumsum(0) - count
+    return which, torch.arange(total, device=start.device) + (start - begin)[which]
+
+
+def _fmha() -> Any:
+    """xformers' attention module.
+
+    Raises:
+        ImportError: if it is missing, or rejects this torch or flash-attn.
+    """
+    fmha = importlib.import_module("xformers.ops.fmha")
+    # The wheel's own library wants CUDA 12 and does not load next to torch for CUDA 13; xformers
+    # then declines all work on a GPU. Both ops used here are torch's, and need nothing of it.
+    fmha.common._built_with_cuda = True
+    return fmha
+
+
+def _operator(
+    layer: LayerParams, dtype: torch.dtype, operators: tuple[str, ...] = OPERATORS
+) -> tuple[Any, str]:
+    """The first op that says it can do this layer, or None and why each cannot."""
+    try:
+        fmha = _fmha()
+    except ImportError as error:
+        return None, f"xformers does not import: {error}"
+    if not torch.cuda.is_available() or torch.version.cuda is None:
+        return None, "xformers needs an NVIDIA GPU"
+    device = torch.device("cuda", torch.cuda.current_device())
+    tokens = torch.empty(1, 1, layer.num_heads, layer.head_size, dtype=dtype, device=device)
+    reasons = []
+    for name in operators:
+        op = getattr(fmha, name).FwOp
+        inputs = fmha.Inputs(
+            tokens,
+            tokens,
+            tokens,
+            attn_bias=_bias(fmha, [Run(0, 0, 1, 0, 1)], 1, device),
+            scale=layer.scale,
+            is_partial=op.SUPPORTS_PARTIAL,
+        )
+        refused = op.not_supported_reasons(inputs)
+        if not refused:
+            return op, ""
+        reasons.append(f"{op.NAME}: {', '.join(refused)}")
+    return None, "xformers cannot: " + "; ".join(reasons)
+
+
+def _bias(fmha: Any, runs: list[Run], window: int | None, device: torch.device) -> Any:
+    """The mask over runs end to end; without a window every query sees all keys of its run."""
+    queries, keys = [r.queries for r in runs], [r.keys for r in runs]
+    bias = fmha.attn_bias.BlockDiagonalMask.from_seqlens(queries, keys, device=device)
+    return bias if window is None else bias.make_local_attention_from_bottomright(window)
+
+
+def unsupported(layer: LayerParams, dtype: torch.dtype, block_size: int) -> str | None:
+    """Why this provider cannot compute a layer, or None. Any ``block_size`` will do."""
+    if layer.alibi_slopes is not None:
+        return "xformers has no ALiBi for runs of different lengths"
+    if layer.soft_cap:
+        return "xformers has no soft cap on scores"
+    op, reason = _operator(layer, dtype)
+    return None if op is not None else reason
+
+
+class XformersProvider:
+    """Attention of one layer by xformers.
+
+    Args:
+        layer: of the layer.
+        operators: the ops to choose from, best first.
+    """
+
+    def __init__(self, layer: LayerParams, operators: tuple[str, ...] = OPERATORS) -> None:
+        self.layer = layer
+        self.operators = operators
+        self.op: Any = None
+
+    def attend(
+        self,
+        step: PagedStep,
+        query: torch.Tensor,
+        key_cache: torch.Tensor,
+        value_cache: torch.Tensor,
+        output: torch.Tensor,
+    ) -> None:
+        """Attention of the step's tokens.
+
+        Args:
+            step: which tokens, which pages.
+            query: [num_tokens, num_heads, head_size], rotated at their true index.
+            key_cache, value_cache: [blocks, block_size, num_kv_heads, head_size], any strides.
+            output: [num_tokens, num_heads, head_size], written; padding is left alone.
+        """
+        layer, host = self.layer, step.host
+        assert host is not None
+        if self.op is None:
+            self.op, reason = _operator(layer, query.dtype, self.operators)
+            if self.op is None:
+                raise NotImplementedError(reason)
+        cutlass = not self.op.SUPPORTS_PARTIAL
+        # ``cutlass`` knows no groups of query heads: there each has keys of its own.
+        heads = layer.num_heads if cutlass else layer.num_kv_heads
+        most_keys = BYTES_AT_ONCE // (2 * heads * layer.head_size * query.element_size())
+        run = CUTLASS_RUN if cutlass and layer.head_size > 128 else 1 << 30
+        lse = torch.empty(query.shape[:2], dtype=torch.float32, device=query.device)
+
+        for runs in batches(window_runs(host, layer.window_tokens, run), most_keys):
+            batch = Batch(runs, query.device)
+            out, lse_part = self._partial(
+                step, batch, query[batch.token], key_cache, value_cache, layer.window_tokens
+            )
+            output[batch.token], lse[batch.token] = out, lse_part
+        if not layer.sinks:
+            return
+        stairs, whole = sink_runs(host, step.window_tokens)
+        for of_stairs, all_runs in ((True, stairs), (False, whole)):
+            for runs in batches(all_runs, most_keys):
+                batch = Batch(runs, query.device)
+                turned = self._turned(step, batch, query)
+                # As far back as the longest run: for a single query, all its keys. (Were there no
+                # window, FlashAttention would give such queries a layout of their own.)
+                window = max(r.keys for r in runs) if of_stairs else None
+                sink_out, sink_lse = self._partial(
+                    step, batch, turned, key_cache, value_cache, window
+                )
+                parts = [output[batch.token][None], sink_out[None]]
+                lses = [lse[batch.token].T[None], sink_lse.T[None]]
+                merged, _ = _fmha().merge_attentions(parts, lses)
+                output[batch.token] = merged[0]
+
+    def _turned(self, step: PagedStep, batch: Batch, query: torch.Tensor) -> torch.Tensor:
+        """The queries of ``batch`` as they meet the sinks: [queries, num_heads, head_size]."""
+        assert step.host is not None
+        sinks = [step.host.sinks[r.row] for r in batch.runs]
+        # The cache position at which a stream of S sinks stands still.
+        last = torch.tensor(sinks, device=query.device) + (step.window_tokens - 1)
+        evicted = (step.positions[batch.token] - last[batch.run]).clamp(min=0)
+        turned = self.layer.turn_back(query[batch.token][None], evicted[None])
+        return turned[0].to(query.dtype)
+
+    def _partial(
+        self,
+        step: PagedStep,
+        batch: Batch,
+        query: torch.Tensor,
+        key_cache: torch.Tensor,
+        value_cache: torch.Tensor,
+        window: int | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Attention of the queries of ``batch`` over its keys, and its log-sum-exp.
+
+        Args:
+            query: [queries, num_heads, head_size].
+            window: keys that a query sees at most, the last of its run aligned; None for all.
+
+        Returns:
+            [queries, num_heads, head_size] in the dtype of ``query``, float32 [queries, num_heads].
+        """
+        layer, fmha = self.layer, _fmha()
+        group = layer.num_heads // layer.num_kv_heads
+        block = step.block_table[batch.key_row, batch.key // step.block_size].long()
+        at = batch.key % step.block_size
+        key, value = key_cache[block, at], value_cache[block, at]  # [keys, kv_heads, head_size]
+        bias = _bias(fmha, batch.runs, window, query.device)
+        if self.op.SUPPORTS_PARTIAL:
+            # [1, tokens, kv_heads, group, head_size]; keys repeat with stride 0.
+            out, lse = fmha.memory_efficient_attention_partial(
+                query.unflatten(1, (layer.num_kv_heads, group))[None],
+                key[None, :, :, None].expand(-1, -1, -1, group, -1),
+                value[None, :, :, None].expand(-1, -1, -1, group, -1),
+                bias,
+                scale=layer.scale,
+                op=self.op,
+            )
+            # float32 [1, kv_heads, group, queries]
+            return out[0].flatten(1, 2), lse[0].flatten(0, 1).T
+        # The same result by another door: ``cutlass`` does not call itself partial.
+        out, lse = fmha.memory_efficient_attention_forward_requires_grad(
+            query[None],
+            key.repeat_interleave(group, 1)[None],
+            value.repeat_interleave(group, 1)[None],
+            bias,
+            scale=layer.scale,
+            op=self.op,
+        )
+        # float32 [runs, num_heads, most queries of a run and some]: the padding goes.
+        begin = bias.q_seqinfo.seqstart[batch.run]
+        at = torch.arange(len(query), device=query.device) - begin
+        return out[0], lse[batch.run, :, at]
