@@ -20,7 +20,8 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -259,7 +260,7 @@ class Bench:
         for side in self.sides.values():
             side.engine.engine_core.shutdown()
 
-    def compare(self, label: str, measures: dict[str, Callable[[], float]], tokens: int) -> None:
+    def compare(self, label: str, measures: Mapping[str, Callable[[], float]], tokens: int) -> None:
         """Time both sides in turn and add what came out.
 
         The ratio is the first side's median over the second's; the paired one is the median of the
@@ -298,7 +299,7 @@ class Bench:
                 side.shrink(batch)
             self.compare(
                 f"{label}batch {batch}",
-                {name: lambda s=side: s.decode(steps) for name, side in self.sides.items()},
+                {name: partial(side.decode, steps) for name, side in self.sides.items()},
                 batch,
             )
         for side in self.sides.values():
@@ -318,8 +319,8 @@ def ttft(bench: Bench) -> dict[str, Any]:
     tokens = bench.args.prompt_tokens
     pool = bench.sizes.window_pool(1, tokens)
     bench.start({"sink": pool, OTHER["ttft"]: pool})
-    measures = {n: lambda s=side: s.first_token(tokens) for n, side in bench.sides.items()}
-    bench.compare(f"first token of {tokens:,}", measures, 1)
+    measures = {name: partial(side.first_token, tokens) for name, side in bench.sides.items()}
+    bench.compare(f"first token of {tokens:,}", measures, tokens)
     return {"prompt_tokens": tokens}
 
 
@@ -372,10 +373,7 @@ def flat(bench: Bench) -> dict[str, Any]:
             side.shrink(0)
     near = args.indices[0]
     for far in args.indices[1:]:
-        measures = {
-            f"index {far:,}": lambda far=far: at(far),
-            f"index {near:,}": lambda: at(near),
-        }
+        measures = {f"index {index:,}": partial(at, index) for index in (far, near)}
         bench.compare(f"{far:,} against {near:,}", measures, 1)
     return {"indices": args.indices}
 

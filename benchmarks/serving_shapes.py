@@ -302,7 +302,8 @@ class Side:
 
     def attention(self) -> list[Any]:
         """The model's attention layers."""
-        return list(self.config.compilation_config.static_forward_context.values())
+        layers = self.config.compilation_config.static_forward_context.values()
+        return [layer for layer in layers if hasattr(layer, "sliding_window")]
 
     def block_bytes(self) -> int:
         """Bytes of one KV block over all layers."""
@@ -318,6 +319,7 @@ class Side:
             "attention_backend": layer.get_attn_backend().get_name(),
             "sliding_window": layer.sliding_window,
             "cudagraph_mode": config.compilation_config.cudagraph_mode.name,
+            "cudagraph_capture_sizes": config.compilation_config.cudagraph_capture_sizes,
             "num_gpu_blocks": config.cache_config.num_gpu_blocks,
             "block_bytes": self.block_bytes(),
             **self.shared_settings(),
@@ -331,7 +333,6 @@ class Side:
             "async_scheduling": bool(config.scheduler_config.async_scheduling),
             "batch_queue": self.core.batch_queue_size,
             "compilation": config.compilation_config.mode.name,
-            "cudagraph_capture_sizes": config.compilation_config.cudagraph_capture_sizes,
             "block_size": self.core.scheduler.block_size,
             "max_num_batched_tokens": config.scheduler_config.max_num_batched_tokens,
             "max_num_seqs": config.scheduler_config.max_num_seqs,
@@ -364,7 +365,7 @@ class Clock:
 
 
 def summary(values: list[float], tokens: int) -> dict[str, Any]:
-    """Milliseconds of the rounds; ``tokens``: that come out of that time."""
+    """Milliseconds of the rounds; ``tokens``: that are done in that time."""
     first, median, third = statistics.quantiles(values, n=4, method="inclusive")
     return {
         "median_ms": median,

@@ -95,9 +95,7 @@ def batch_of(
     size, window = shape.block_size, shape.window
     width = max(-(-row.length // size) for row in rows) + 3
     total = sum(-(-row.length // size) for row in rows) + 1
-    cache = torch.randn(
-        total, size, shape.kv_heads, 2 * shape.head_size, generator=generator
-    )
+    cache = torch.randn(total, size, shape.kv_heads, 2 * shape.head_size, generator=generator)
     cache[0] = math.nan  # the null block: whoever reads it shows
     free = (torch.randperm(total - 1, generator=generator) + 1).tolist()
     table = torch.zeros(len(rows) + padding, width, dtype=torch.int32)
@@ -144,63 +142,73 @@ def batch_of(
         window_table=compact.to(device),
         window_lens=torch.tensor(window_lens, dtype=torch.int32, device=device),
         max_window_len=max(window_lens),
-        host=HostStep(counts, lens, sinks, window_lens),
+        host=HostStep(counts, lens, sinks),
     )
     key, value = cache.split(shape.head_size, -1)
     return Batch(layer_of(shape, device), step, query, key, value, rows)
 
 
 def expected(batch: Batch) -> torch.Tensor:
-    """float64 [tokens, heads, head_size] on the CPU: the policy's two rules, one query at a time."""
+    """float64 [tokens, heads, head_size] on the CPU: the policy's two rules, one row at a time."""
+    return attention(batch)[0]
+
+
+def attention(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same, and its log-sum-exp, float64 [heads, tokens]."""
     layer, step = batch.layer, batch.step
     window, size = layer.window_tokens, step.block_size
-    group = layer.num_heads // layer.num_kv_heads
-    key, value = batch.key_cache.double().cpu(), batch.value_cache.double().cpu()
+    heads = torch.arange(layer.num_heads) // (layer.num_heads // layer.num_kv_heads)
     table, query = step.block_table.cpu(), batch.query.double().cpu()
-    inv_freq = None
-    if layer.rotary is not None:
-        inv_freq = layer.rotary.units.cpu().double() * (math.tau / 2.0**64)
-    out = torch.zeros_like(query)
+    outputs, sums = [], []
     at = 0
     for r, row in enumerate(batch.rows):
-        for index in range(row.length - row.count, row.length):
-            t = index + row.base
-            place = min(t, row.sinks + window - 1)
-            sinks = [j for j in range(row.sinks) if j <= index - window] if layer.sinks else []
-            near = [j for j in range(index + 1) if index - j < window]
-            slots = [(int(table[r, j // size]), j % size) for j in (*sinks, *near)]
-            distance = torch.tensor([*(place - j for j in sinks), *(index - j for j in near)])
-            for h in range(layer.num_heads):
-                q = query[at, h]
-                turned = q if inv_freq is None else _turn(q, t - place, inv_freq, layer)
-                keys = torch.stack([key[b, o, h // group] for b, o in slots])
-                scores = torch.cat((keys[: len(sinks)] @ turned, keys[len(sinks) :] @ q))
-                scores = scores * layer.scale
-                if layer.soft_cap:
-                    scores = layer.soft_cap * (scores / layer.soft_cap).tanh()
-                if layer.alibi_slopes is not None:
-                    scores = scores - float(layer.alibi_slopes[h]) * distance
-                values = torch.stack([value[b, o, h // group] for b, o in slots])
-                out[at, h] = scores.softmax(0) @ values
-            at += 1
-    return out
+        index = torch.arange(row.length - row.count, row.length)
+        place = (index + row.base).clamp(max=row.sinks + window - 1)
+        low = max(0, row.length - row.count - window + 1)
+        kept = sorted({*range(min(row.sinks, row.length)), *range(low, row.length)})
+        j = torch.tensor(kept)
+        device = batch.key_cache.device
+        slots = (table[r, j // size].long().to(device), (j % size).to(device))
+        key = batch.key_cache[slots].double().cpu()[:, heads]  # [keys, heads, size]
+        value = batch.value_cache[slots].double().cpu()[:, heads]
+        q = query[at : at + row.count]
+        # [heads, tokens, keys] each: as the window is met, as the sinks are met.
+        near = _scores(layer, q, key, index[:, None] - j)
+        turned = _turned_back(layer, q, index + row.base - place)
+        far = _scores(layer, turned, key, place[:, None] - j)
+        in_window = (j <= index[:, None]) & (j > index[:, None] - window)
+        is_sink = (j < row.sinks) & (j <= index[:, None] - window) & layer.sinks
+        scores = torch.where(is_sink, far, near).where(in_window | is_sink, -math.inf)
+        outputs.append(torch.einsum("htj,jhd->thd", scores.softmax(-1), value))
+        sums.append(scores.logsumexp(-1))
+        at += row.count
+    return torch.cat(outputs), torch.cat(sums, 1)
 
 
-def _turn(
-    q: torch.Tensor, evicted: int, inv_freq: torch.Tensor, layer: LayerParams
+def _scores(
+    layer: LayerParams, query: torch.Tensor, key: torch.Tensor, distance: torch.Tensor
 ) -> torch.Tensor:
-    """q, turned back by ``evicted`` tokens, as complex numbers."""
-    assert layer.rotary is not None
+    scores = torch.einsum("thd,jhd->htj", query, key) * layer.scale
+    if layer.soft_cap:
+        scores = layer.soft_cap * (scores / layer.soft_cap).tanh()
+    if layer.alibi_slopes is not None:
+        scores = scores - layer.alibi_slopes.double().cpu()[:, None, None] * distance
+    return scores
+
+
+def _turned_back(layer: LayerParams, q: torch.Tensor, evicted: torch.Tensor) -> torch.Tensor:
+    """Queries [tokens, heads, size], turned back by ``evicted`` [tokens], as complex numbers."""
+    if layer.rotary is None:
+        return q
+    inv_freq = layer.rotary.units.cpu().double() * (math.tau / 2.0**64)
     pairs = len(inv_freq)
-    turned, rest = q[: 2 * pairs], q[2 * pairs :]
-    if layer.rotary.is_neox_style:
-        z = torch.complex(turned[:pairs], turned[pairs:])
-    else:
-        z = torch.complex(turned[0::2], turned[1::2])
-    z = z * torch.polar(torch.ones(pairs, dtype=torch.float64), -evicted * inv_freq)
-    both = (z.real, z.imag)
-    turned = torch.cat(both) if layer.rotary.is_neox_style else torch.stack(both, 1).flatten()
-    return torch.cat((turned, rest))
+    part, rest = q[..., : 2 * pairs], q[..., 2 * pairs :]
+    neox = layer.rotary.is_neox_style
+    halves = part.split(pairs, -1) if neox else (part[..., 0::2], part[..., 1::2])
+    angle = (-evicted[:, None] * inv_freq)[:, None]
+    z = torch.complex(*(h.contiguous() for h in halves)) * torch.polar(angle.new_ones(()), angle)
+    part = torch.cat((z.real, z.imag), -1) if neox else torch.view_as_real(z).flatten(-2)
+    return torch.cat((part, rest), -1)
 
 
 #: Decode and prefill in one batch: before the window is full, inside the staircase, far beyond,

@@ -58,3 +58,15 @@ def wrap(owner: type, name: str, make: Callable[[Callable[..., Any]], Callable[.
     if isinstance(original, (staticmethod, classmethod)):
         wrapped = type(original)(wrapped)  # type: ignore[assignment]
     setattr(owner, name, wrapped)
+
+
+def block_table(runner: Any, rows: int) -> Any:
+    """The persistent block table of a model runner, int32 [rows, width], all null blocks.
+
+    Args:
+        runner: V1 (``v1/worker/gpu_model_runner.py``) or V2 (``v1/worker/gpu/model_runner.py``).
+        rows: how many rows of it.
+    """
+    if hasattr(runner, "block_tables"):
+        return runner.block_tables.get_dummy_block_tables(rows)[0]
+    return runner.input_batch.block_table[0].get_device_tensor(rows).zero_()

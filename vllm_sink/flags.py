@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from vllm_sink.policy import CONFIG_KEY, DEFAULT_SINK_TOKENS, POLICY_NAMES
+from vllm_sink.policy import CONFIG_KEY, DEFAULT_SINK_TOKENS, POLICY_NAMES, SINK_ATTENTION
 
 #: Set on engine arguments that came from a command line: errors are then one line, not a traceback.
 FROM_COMMAND_LINE = "_vllm_sink_from_command_line"
@@ -27,12 +27,15 @@ def _count(least: int) -> Callable[[str], int]:
     return parse
 
 
-def _policy_name(text: str) -> str:
-    if text not in POLICY_NAMES:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not allowed; allowed: one of {', '.join(POLICY_NAMES)}"
-        )
-    return text
+def _one_of(names: Sequence[str]) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not allowed; allowed: one of {', '.join(names)}"
+            )
+        return text
+
+    return parse
 
 
 def with_flags(add_cli_args: Callable[..., Any]) -> Callable[..., Any]:
@@ -46,7 +49,7 @@ def with_flags(add_cli_args: Callable[..., Any]) -> Callable[..., Any]:
         )
         group.add_argument(
             "--kv-policy",
-            type=_policy_name,
+            type=_one_of(POLICY_NAMES),
             metavar="{" + ",".join(POLICY_NAMES) + "}",
             default=argparse.SUPPRESS,  # vLLM's formatter would print None
             help="full: vLLM unchanged. sink: every request keeps the KV of its first "
@@ -69,6 +72,15 @@ def with_flags(add_cli_args: Callable[..., Any]) -> Callable[..., Any]:
             help="Most recent tokens that are kept. (default: half of the model's context, "
             "stated in the log)",
         )
+        group.add_argument(
+            "--sink-attention",
+            type=_one_of(SINK_ATTENTION),
+            metavar="{" + ",".join(SINK_ATTENTION) + "}",
+            default=argparse.SUPPRESS,
+            help="What computes attention. flash: FlashAttention, sinks merged. triton: one fused "
+            "kernel. xformers: memory-efficient attention, merged. torch: plain tensors. (default: "
+            "auto, by what the GPU and the model allow; the log says which and why)",
+        )
         return parser
 
     return add
@@ -86,6 +98,7 @@ def with_policy_from_flags(from_cli_args: Callable[..., Any]) -> Callable[..., A
                 ("name", "kv_policy"),
                 ("sink_tokens", "sink_tokens"),
                 ("window_tokens", "window_tokens"),
+                ("sink_attention", "sink_attention"),
             )
             if (value := getattr(args, flag, None)) is not None
         }
@@ -94,7 +107,7 @@ def with_policy_from_flags(from_cli_args: Callable[..., Any]) -> Callable[..., A
             before = config.get(CONFIG_KEY, {})
             before = {"name": before} if isinstance(before, str) else before
             if "name" not in {**before, **given}:
-                flag = "--sink-tokens" if "sink_tokens" in given else "--window-tokens"
+                flag = "--" + next(iter(given)).replace("_", "-")
                 raise SystemExit(f"vllm serve: error: {flag} needs --kv-policy sink or window")
             config[CONFIG_KEY] = {**before, **given}
             engine_args.additional_config = config

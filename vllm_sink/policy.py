@@ -27,6 +27,9 @@ POLICY_NAMES: tuple[PolicyName, ...] = get_args(PolicyName)
 #: The paper's choice: four sink tokens are enough for every model it looked at (Table 2).
 DEFAULT_SINK_TOKENS = 4
 
+#: Ways to compute attention that can be asked for; vllm_sink.attention.providers says what each is.
+SINK_ATTENTION = ("auto", "flash", "triton", "xformers", "torch")
+
 #: The key of ``additional_config`` that carries the policy to every process.
 CONFIG_KEY = "kv_policy"
 
@@ -96,6 +99,8 @@ class KVPolicy:
         window_tokens: ``W``; None until chosen from the model's context.
         native_context: positions that the model has learned; None until known.
         replaces_sliding_window: the model's own, uniform sliding window gives way to the policy.
+        sink_attention: the attention provider that was asked for, or ``auto``.
+        provider: the one that computes attention; chosen when the engine's config is made.
     """
 
     name: PolicyName
@@ -103,6 +108,8 @@ class KVPolicy:
     window_tokens: int | None = None
     native_context: int | None = None
     replaces_sliding_window: bool = False
+    sink_attention: str = "auto"
+    provider: str = "torch"
 
     @property
     def active(self) -> bool:
@@ -158,7 +165,16 @@ class KVPolicy:
             window_tokens=window,
             native_context=config.get("native_context"),
             replaces_sliding_window=bool(config.get("replaces_sliding_window", False)),
+            sink_attention=_attention(config.get("sink_attention", "auto")),
+            provider=str(config.get("provider", "torch")),
         )
+
+
+def _attention(value: object) -> str:
+    if value not in SINK_ATTENTION:
+        allowed = ", ".join(SINK_ATTENTION)
+        raise PolicyError("--sink-attention", value, f"one of {allowed}")
+    return str(value)
 
 
 def policy_of(vllm_config: Any) -> KVPolicy | None:

@@ -11,11 +11,13 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from vllm.logger import init_logger
 
 from vllm_sink import compat, policy, support
+from vllm_sink.attention import providers
 from vllm_sink.errors import PolicyError, UnsupportedError
 from vllm_sink.flags import FROM_COMMAND_LINE
 from vllm_sink.policy import CONFIG_KEY, KVPolicy
@@ -88,12 +90,15 @@ def _create(engine_args: Any, kv_policy: KVPolicy, create: Callable[[], Any]) ->
     with _long_streams():
         vllm_config = create()
     support.refuse_features(vllm_config)
+    choice = providers.choose(kv_policy.sink_attention, support.traits(vllm_config, model))
+    kv_policy = replace(kv_policy, provider=choice.name)
+    vllm_config.additional_config[CONFIG_KEY] = kv_policy.to_config()
     _attach(vllm_config)
     require_known_room(vllm_config, kv_policy)
     _install_request_hooks()
     logger.info(
         "KV policy %s for %s, %s: %d sink tokens and a window of %d of the %d positions that the "
-        "model has learned; streams may run to %d tokens (--max-model-len)%s",
+        "model has learned; streams may run to %d tokens (--max-model-len); attention by %s: %s%s",
         kv_policy.name,
         model.family,
         model.positions,
@@ -101,6 +106,8 @@ def _create(engine_args: Any, kv_policy: KVPolicy, create: Callable[[], Any]) ->
         kv_policy.window,
         model.native_context,
         vllm_config.model_config.max_model_len,
+        choice.name,
+        choice.why,
         f"; it replaces the model's own sliding window of {model.own_window}"
         if model.own_window
         else "",

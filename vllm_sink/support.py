@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from vllm_sink.attention.providers import Traits
 from vllm_sink.errors import PolicyError, UnsupportedError
 from vllm_sink.policy import KVPolicy
 
@@ -160,12 +161,33 @@ def resolve(kv_policy: KVPolicy, model: Model) -> KVPolicy:
             f"1 to {native - sinks}: with {sinks} sink tokens the cache may not pass the "
             f"{native} positions that the model has learned",
         )
-    return KVPolicy(
-        name=kv_policy.name,
+    return replace(
+        kv_policy,
         sink_tokens=sinks,
         window_tokens=window,
         native_context=native,
         replaces_sliding_window=model.own_window is not None,
+    )
+
+
+def traits(vllm_config: Any, model: Model) -> Traits:
+    """What the choice of an attention provider depends on; nothing of the GPU is initialised."""
+    from vllm.platforms import current_platform
+
+    capability = None
+    if current_platform.is_cuda():
+        found = current_platform.get_device_capability()
+        capability = None if found is None else (found.major, found.minor)
+    config, parallel = vllm_config.model_config, vllm_config.parallel_config
+    return Traits(
+        capability=capability,
+        dtype=config.dtype,
+        num_heads=config.get_num_attention_heads(parallel),
+        num_kv_heads=config.get_num_kv_heads(parallel),
+        head_size=config.get_head_size(),
+        block_size=vllm_config.cache_config.block_size,
+        alibi=model.positions == "ALiBi",
+        soft_cap=bool(getattr(config.hf_text_config, "attn_logit_softcapping", None)),
     )
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from vllm_sink.attention import cpu_kernel, torch_provider
-from vllm_sink.attention.metadata import Tile
-from vllm_sink.attention.torch_provider import LayerParams
+from vllm_sink.attention.layer import LayerParams
+from vllm_sink.attention.tiles import Tile
 from vllm_sink.rope.frequencies import Frequencies
 from vllm_sink.rope.rotary import ExactRotary
 

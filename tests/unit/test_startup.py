@@ -97,6 +97,8 @@ def test_numbers_are_chosen_and_kept(folder: Path) -> None:
         "window_tokens": 64,
         "native_context": 128,
         "replaces_sliding_window": False,
+        "sink_attention": "auto",
+        "provider": "torch",
     }
     assert config.model_config.max_model_len == 131_072
     assert config.scheduler_config.scheduler_cls == "vllm_sink.engine.scheduler.SinkScheduler"

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 from vllm.config import get_current_vllm_config
+from vllm.utils.torch_utils import canonicalize_singleton_dim_strides
 from vllm.v1.attention.backend import (
     AttentionBackend,
     AttentionImpl,
@@ -14,8 +15,10 @@ from vllm.v1.attention.backend import (
 )
 from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheLayout
 
+from vllm_sink.attention import providers
+from vllm_sink.attention.layer import LayerParams
 from vllm_sink.attention.metadata import SinkMetadata, SinkMetadataBuilder
-from vllm_sink.attention.torch_provider import LayerParams, attend
+from vllm_sink.attention.torch_provider import attend
 from vllm_sink.cache.spec import SinkWindowSpec
 from vllm_sink.errors import UnsupportedError
 from vllm_sink.policy import KVPolicy, policy_of
@@ -72,6 +75,46 @@ class SinkAttentionImpl(AttentionImpl[SinkMetadata]):
             ),
             soft_cap=logits_soft_cap or 0.0,
         )
+        self.provider_name = kv_policy.provider
+        self._provider: providers.Provider | None = None
+
+    def provider(self, dtype: torch.dtype) -> providers.Provider:
+        """The layer's provider, made when its rotary module is bound."""
+        if self._provider is None:
+            self._provider = providers.make(self.provider_name, self.layer, dtype)
+            assert self._provider is not None
+        return self._provider
+
+    def do_kv_cache_update(
+        self,
+        layer: Any,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        kv_cache: torch.Tensor,
+        slot_mapping: torch.Tensor,
+    ) -> None:
+        """Store the step's keys and values, as vLLM's own backends do.
+
+        Args:
+            layer: the vLLM layer.
+            key, value: [tokens, num_kv_heads, head_size].
+            kv_cache: [blocks, num_kv_heads, block_size, 2 * head_size], blocks and slots outermost
+                in memory.
+            slot_mapping: int64 [<= tokens]; -1 for padding, which is not stored.
+        """
+        if kv_cache.device.type == "cuda":
+            from vllm.v1.attention.backends.fa_utils import reshape_and_cache_flash
+
+            key_cache, value_cache = kv_cache.transpose(1, 2).split(self.head_size, -1)
+            scales = (layer._k_scale, layer._v_scale)
+            reshape_and_cache_flash(
+                key, value, key_cache, value_cache, slot_mapping, self.kv_cache_dtype, *scales
+            )
+            return
+        # A view: slots are contiguous in memory under the NHD layout that the backend asks for.
+        cache = kv_cache.transpose(1, 2).flatten(0, 1)
+        tokens = slot_mapping.shape[0]
+        cache[slot_mapping] = torch.cat((key[:tokens], value[:tokens]), -1).to(cache.dtype)
 
     def forward(
         self,
@@ -85,7 +128,7 @@ class SinkAttentionImpl(AttentionImpl[SinkMetadata]):
         output_scale: torch.Tensor | None = None,
         output_block_scale: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Store the step's keys and values, then attend.
+        """Attend; the step's keys and values are stored already.
 
         Args:
             layer: the vLLM layer; unused, since quantised caches are refused.
@@ -101,14 +144,20 @@ class SinkAttentionImpl(AttentionImpl[SinkMetadata]):
             raise UnsupportedError("fused output quantisation")
         if attn_metadata is None:
             return output
-        tokens = attn_metadata.num_actual_tokens
-        # A view: slots are contiguous in memory under the NHD layout that the backend asks for.
-        cache = kv_cache.transpose(1, 2).flatten(0, 1)
-        cache[attn_metadata.slot_mapping] = torch.cat((key[:tokens], value[:tokens]), -1).to(
-            cache.dtype
-        )
         if self.layer.alibi_slopes is not None and self.layer.alibi_slopes.device != query.device:
             self.layer.alibi_slopes = self.layer.alibi_slopes.to(query.device)
+        if attn_metadata.paged is not None:
+            tokens = attn_metadata.num_actual_tokens
+            # FlashAttention 3 reads through TMA, which minds the stride of a dimension of one.
+            key_cache, value_cache = (
+                canonicalize_singleton_dim_strides(part)
+                for part in kv_cache.transpose(1, 2).split(self.head_size, -1)
+            )
+            self.provider(query.dtype).attend(
+                attn_metadata.paged, query[:tokens], key_cache, value_cache, output[:tokens]
+            )
+            return output
+        cache = kv_cache.transpose(1, 2).flatten(0, 1)
         for tile in attn_metadata.tiles:
             attend(self.layer, tile, query, cache, output)
         return output
@@ -119,6 +168,8 @@ class SinkAttentionBackend(AttentionBackend):
 
     supported_dtypes: ClassVar[list[torch.dtype]] = [torch.float16, torch.bfloat16, torch.float32]
     supported_kv_cache_dtypes: ClassVar[list[Any]] = ["auto", "float16", "bfloat16"]
+    #: Stored apart from the attention, where vLLM can fuse it and CUDA graphs hold it.
+    forward_includes_kv_cache_update: bool = False
 
     @staticmethod
     def get_name() -> str:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from vllm_sink.attention.metadata import Tile
-    from vllm_sink.attention.torch_provider import LayerParams
+    from vllm_sink.attention.layer import LayerParams
+    from vllm_sink.attention.tiles import Tile
 
 
 def usable(layer: LayerParams, query: torch.Tensor) -> bool:

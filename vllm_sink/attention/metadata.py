@@ -1,19 +1,11 @@
-"""Which cache slots every query of a step reads: built once a step, used by every layer.
-
-A step's queries are cut into runs of one stream each. The window keys of a run are one run of the
-stream's bookkeeping indices; its sinks are the stream's first tokens::
-
-    stream:   0 .. S-1 | evicted | lo .............. i0 .. i1-1
-                                    window of query i0
-                                               window of query i1-1
-
-Runs of equal length are batched into a tile.
-"""
+"""Builds, once a step, what every layer's provider needs of it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from vllm.v1.attention.backend import (
     AttentionCGSupport,
@@ -22,46 +14,15 @@ from vllm.v1.attention.backend import (
     CommonAttentionMetadata,
 )
 
+from vllm_sink.attention import providers
 from vllm_sink.attention.rows import BatchRows
+from vllm_sink.attention.step import HostStep, PagedStep
+from vllm_sink.attention.tiles import Tile, TileCutter
 from vllm_sink.cache.spec import SinkWindowSpec
+from vllm_sink.policy import policy_of
 
-#: Queries of a run of prefill: what a run reads beyond its windows is at most this many keys.
-RUN = 128
-
-
-@dataclass
-class Tile:
-    """``n`` runs of ``q`` queries and ``k`` window keys each (q = 1 for decode).
-
-    Sink tensors are None where no query of the tile is past its window.
-
-    Attributes:
-        queries: int64 [n, q], which of the step's tokens.
-        window_slots: int64 [n, k], slots of the window keys.
-        distance: int64 [n, q, k], query index less key index; negative for a key that the query
-            may not see: one of the future, or padding.
-        sink_slots: int64 [n, S], slots of the sinks.
-        sink_visible: bool [n, q, S], the sinks that have left the window of a query.
-        evicted: int64 [n, q], e(t).
-        sink_distance: int64 [n, q, S], cache position of the query less that of the sink.
-    """
-
-    queries: torch.Tensor
-    window_slots: torch.Tensor
-    distance: torch.Tensor
-    sink_slots: torch.Tensor | None = None
-    sink_visible: torch.Tensor | None = None
-    evicted: torch.Tensor | None = None
-    sink_distance: torch.Tensor | None = None
-
-    def visible(self, window_tokens: int) -> torch.Tensor:
-        """bool [n, q, k]: the window keys that a layer with this window sees."""
-        return (self.distance >= 0) & (self.distance < window_tokens)
-
-    def part(self, runs: slice) -> Tile:
-        """Some runs of the tile."""
-        tensors = {k: None if t is None else t[runs] for k, t in vars(self).items()}
-        return Tile(**tensors)  # type: ignore[arg-type]
+if TYPE_CHECKING:
+    from vllm_sink.attention.flash_plan import FlashPlan
 
 
 @dataclass
@@ -71,18 +32,18 @@ class SinkMetadata(AttentionMetadata):
     Attributes:
         num_actual_tokens: tokens of the step.
         slot_mapping: int64 [num_actual_tokens], where the new keys and values go.
-        tiles: the step's queries, each in exactly one tile.
+        tiles: the step's queries, each in exactly one tile; of the ``torch`` provider.
+        paged: the step's rows; of every other provider.
     """
 
     num_actual_tokens: int
     slot_mapping: torch.Tensor
     tiles: list[Tile] = field(default_factory=list)
+    paged: PagedStep | None = None
 
 
 class SinkMetadataBuilder(AttentionMetadataBuilder[SinkMetadata]):
-    """Builds the tiles of a step from the block tables of its rows."""
-
-    _cudagraph_support = AttentionCGSupport.NEVER
+    """One for an engine: every layer is in one group."""
 
     #: Set by the worker once the model runner's batch exists.
     rows: BatchRows | None = None
@@ -90,8 +51,33 @@ class SinkMetadataBuilder(AttentionMetadataBuilder[SinkMetadata]):
     def __init__(self, kv_cache_spec, layer_names, vllm_config, device) -> None:  # type: ignore[no-untyped-def]
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
         assert isinstance(kv_cache_spec, SinkWindowSpec)
+        kv_policy = policy_of(vllm_config)
+        assert kv_policy is not None
         self.spec = kv_cache_spec
-        self.block_size = kv_cache_spec.block_size
+        self.provider = kv_policy.provider
+        self.cutter = TileCutter(kv_cache_spec.block_size, kv_cache_spec.window_tokens)
+        self.plan: FlashPlan | None = None
+        if not providers.is_paged(self.provider):
+            return
+        scheduler = vllm_config.scheduler_config
+        most = vllm_config.compilation_config.max_cudagraph_capture_size or 0
+        rows = max(scheduler.max_num_seqs, most)
+        # The device's copy of every row's S, and what it was last set to.
+        self._sinks = torch.full((rows,), self.spec.sink_tokens, dtype=torch.int32, device=device)
+        self._sinks_set = np.full(rows, self.spec.sink_tokens, dtype=np.int32)
+        if providers.needs_compact_tables(self.provider):
+            from vllm_sink.attention.flash_plan import FlashPlan, FlashShape
+
+            shape = FlashShape.of(kv_cache_spec, layer_names, vllm_config, rows)
+            self.plan = FlashPlan(shape, device)
+
+    @classmethod
+    def get_cudagraph_support(cls, vllm_config: Any, kv_cache_spec: Any) -> AttentionCGSupport:
+        kv_policy = policy_of(vllm_config)
+        assert kv_policy is not None
+        if providers.in_cuda_graphs(kv_policy.provider):
+            return AttentionCGSupport.UNIFORM_SINGLE_TOKEN_DECODE
+        return AttentionCGSupport.NEVER
 
     def build(
         self,
@@ -99,128 +85,67 @@ class SinkMetadataBuilder(AttentionMetadataBuilder[SinkMetadata]):
         common_attn_metadata: CommonAttentionMetadata,
         fast_build: bool = False,
     ) -> SinkMetadata:
-        step = common_attn_metadata
-        starts = step.query_start_loc_cpu.tolist()
-        lengths = step.seq_lens[: step.num_reqs].tolist()
-        sinks = (
-            [self.spec.sink_tokens] * step.num_reqs
-            if self.rows is None
-            else self.rows.sink_tokens(step)
-        )
+        return self._build(common_attn_metadata, capture=False)
+
+    def build_for_cudagraph_capture(
+        self, common_attn_metadata: CommonAttentionMetadata
+    ) -> SinkMetadata:
+        """A graph is replayed for streams of any length, so it always adds sinks."""
+        return self._build(common_attn_metadata, capture=True)
+
+    def _build(self, step: CommonAttentionMetadata, capture: bool) -> SinkMetadata:
         assert step.positions is not None
-        tokens = starts[step.num_reqs]
-        metadata = SinkMetadata(tokens, step.slot_mapping[:tokens])
-        decodes: dict[int, list[int]] = {}
-        for row in range(step.num_reqs):
-            count = starts[row + 1] - starts[row]
-            if count == 1:
-                decodes.setdefault(sinks[row], []).append(row)
-            elif count > 1:
-                metadata.tiles += self._prefill_tiles(
-                    step, row, starts[row], count, lengths[row], sinks[row]
-                )
-        for sink_tokens, rows in decodes.items():
-            metadata.tiles.append(self._decode_tile(step, rows, starts, lengths, sink_tokens))
-        return metadata
+        if not providers.is_paged(self.provider):
+            starts = step.query_start_loc_cpu[: step.num_reqs + 1].tolist()
+            tokens = starts[-1]
+            lengths = self._lengths(step)
+            tiles = self.cutter.cut(step, starts, lengths, self._row_sinks(step).tolist())
+            return SinkMetadata(tokens, step.slot_mapping[:tokens], tiles)
+        tokens = step.num_actual_tokens
+        bound = step.seq_lens_cpu_upper_bound
+        longest = step.max_seq_len if bound is None else int(bound.max())
+        paged = PagedStep(
+            num_reqs=step.num_reqs,
+            num_tokens=tokens,
+            max_query_len=step.max_query_len,
+            query_start_loc=step.query_start_loc,
+            seq_lens=step.seq_lens,
+            block_table=step.block_table_tensor,
+            positions=step.positions,
+            sinks=self._upload(self._row_sinks(step)),
+            block_size=self.spec.block_size,
+            window_tokens=self.spec.window_tokens,
+            past_window=capture or longest > self.spec.window_tokens,
+        )
+        if self.plan is not None:
+            self.plan.fill(paged)
+        if providers.needs_host(self.provider):
+            paged.host = self._host(step)
+        return SinkMetadata(tokens, step.slot_mapping, paged=paged)
 
-    def _slots(self, table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        """Slots of bookkeeping indices [n, k], by the block tables [n, blocks] of n rows."""
-        blocks = table.long().gather(1, index // self.block_size)
-        return blocks * self.block_size + index % self.block_size
+    def _row_sinks(self, step: CommonAttentionMetadata) -> np.ndarray:
+        if self.rows is None:
+            return np.full(step.num_reqs, self.spec.sink_tokens, dtype=np.int32)
+        return self.rows.sink_tokens(step)
 
-    def _prefill_tiles(
-        self,
-        step: CommonAttentionMetadata,
-        row: int,
-        start: int,
-        count: int,
-        length: int,
-        sink_tokens: int,
-    ) -> list[Tile]:
-        """The whole runs of a prefill chunk in one tile, what is left in another."""
-        whole = count // RUN
-        tiles = []
-        if whole:
-            tiles.append(self._runs(step, row, start, length - count, whole, RUN, sink_tokens))
-        if left := count - whole * RUN:
-            at = whole * RUN
-            tiles.append(
-                self._runs(step, row, start + at, length - count + at, 1, left, sink_tokens)
-            )
-        return tiles
+    def _lengths(self, step: CommonAttentionMetadata) -> list[int]:
+        """Bookkeeping lengths; exact on the host already, since nothing is speculated."""
+        bound = step.seq_lens_cpu_upper_bound
+        lengths: list[int] = (step.seq_lens if bound is None else bound)[: step.num_reqs].tolist()
+        return lengths
 
-    def _runs(
-        self,
-        step: CommonAttentionMetadata,
-        row: int,
-        start: int,
-        first: int,
-        runs: int,
-        queries: int,
-        sink_tokens: int,
-    ) -> Tile:
-        """A tile of ``runs`` runs of ``queries`` queries, from bookkeeping index ``first`` on."""
-        device = step.block_table_tensor.device
-        window = self.spec.window_tokens
-        table = step.block_table_tensor[row : row + 1].expand(runs, -1)
-        offset = torch.arange(runs * queries, device=device).view(runs, queries)
-        query = first + offset
-        # A run reads from the window of its first query to its last query.
-        span = min(window - 1, first + (runs - 1) * queries) + queries
-        index = query[:, -1:] - torch.arange(span - 1, -1, -1, device=device)
-        distance = query[:, :, None] - index[:, None, :]
-        distance.masked_fill_((index < 0)[:, None], -1)
-        tile = Tile(start + offset, self._slots(table, index.clamp(min=0)), distance)
-        if sink_tokens and first + runs * queries - 1 >= window:
-            assert step.positions is not None
-            self._add_sinks(tile, table, query, step.positions[tile.queries], sink_tokens)
-        return tile
+    def _upload(self, sinks: np.ndarray) -> torch.Tensor:
+        """Rows change when requests come and go; from token to token nothing is copied."""
+        n = len(sinks)
+        if not np.array_equal(self._sinks_set[:n], sinks):
+            self._sinks_set[:n] = sinks
+            # Pinned by torch's caching allocator, which keeps it until the copy is done.
+            self._sinks[:n].copy_(torch.from_numpy(sinks).pin_memory(), non_blocking=True)
+        return self._sinks[:n]
 
-    def _decode_tile(
-        self,
-        step: CommonAttentionMetadata,
-        rows: list[int],
-        starts: list[int],
-        lengths: list[int],
-        sink_tokens: int,
-    ) -> Tile:
-        device = step.block_table_tensor.device
-        every_row = len(rows) == step.num_reqs
-        table = step.block_table_tensor[: step.num_reqs]
-        table = table if every_row else table[torch.tensor(rows, device=device)]
-        last = torch.tensor([lengths[r] - 1 for r in rows], device=device)
-        at = torch.tensor([starts[r] for r in rows], device=device)
-        window = self.spec.window_tokens
-        low = (last - (window - 1)).clamp(min=0)
-        span = min(window, max(lengths[r] for r in rows))
-        index = low[:, None] + torch.arange(span, device=device)
-        # Shorter rows are padded with keys of their future, which `distance` masks.
-        distance = last[:, None, None] - index[:, None, :]
-        slots = self._slots(table, torch.minimum(index, last[:, None]))
-        tile = Tile(at[:, None], slots, distance)
-        if sink_tokens and max(lengths[r] for r in rows) - 1 >= window:
-            assert step.positions is not None
-            self._add_sinks(tile, table, last[:, None], step.positions[tile.queries], sink_tokens)
-        return tile
-
-    def _add_sinks(
-        self,
-        tile: Tile,
-        table: torch.Tensor,
-        query: torch.Tensor,
-        positions: torch.Tensor,
-        sink_tokens: int,
-    ) -> None:
-        """The sink part of a tile: ``query`` and ``positions`` are int64 [n, q].
-
-        A sink that still lies in the window of a query is read there, at its own distance.
-        """
-        window = self.spec.window_tokens
-        sink = torch.arange(sink_tokens, device=table.device)
-        # A stream that is shorter than its sinks has no blocks for all of them, and sees none.
-        known = torch.minimum(sink[None], query[:, -1:])
-        tile.sink_slots = self._slots(table, known)
-        tile.sink_visible = sink <= query[:, :, None] - window
-        position = positions.clamp(max=sink_tokens + window - 1)
-        tile.evicted = positions - position
-        tile.sink_distance = position[:, :, None] - sink
+    def _host(self, step: CommonAttentionMetadata) -> HostStep:
+        return HostStep(
+            query_lens=step.query_start_loc_cpu[: step.num_reqs + 1].diff().tolist(),
+            seq_lens=self._lengths(step),
+            sinks=self._row_sinks(step).tolist(),
+        )

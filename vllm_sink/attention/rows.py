@@ -16,8 +16,8 @@ class BatchRows(ABC):
     """``S`` of each row of a step."""
 
     @abstractmethod
-    def sink_tokens(self, step: CommonAttentionMetadata) -> list[int]:
-        """``S`` of the first ``step.num_reqs`` rows; the engine's own for padding."""
+    def sink_tokens(self, step: CommonAttentionMetadata) -> np.ndarray:
+        """``S`` of the first ``step.num_reqs`` rows, int32; the engine's own for padding."""
 
 
 class _V1Runner(Protocol):
@@ -32,7 +32,7 @@ class V1Rows(BatchRows):
         self._runner = runner
         self._default = default_sink_tokens
 
-    def sink_tokens(self, step: CommonAttentionMetadata) -> list[int]:
+    def sink_tokens(self, step: CommonAttentionMetadata) -> np.ndarray:
         requests = self._runner.requests
         ids: Sequence[str | None] = self._runner.input_batch.req_ids[: step.num_reqs]
         rows = [
@@ -41,7 +41,8 @@ class V1Rows(BatchRows):
             else self._default
             for request_id in ids
         ]
-        return rows + [self._default] * (step.num_reqs - len(rows))
+        rows += [self._default] * (step.num_reqs - len(rows))
+        return np.array(rows, dtype=np.int32)
 
 
 class V2Rows(BatchRows):
@@ -52,7 +53,7 @@ class V2Rows(BatchRows):
 
     def __init__(self, model_state: Any, max_requests: int, default_sink_tokens: int) -> None:
         self._default = default_sink_tokens
-        self._sinks = np.full(max_requests, default_sink_tokens, dtype=np.int64)
+        self._sinks = np.full(max_requests, default_sink_tokens, dtype=np.int32)
         add_request = model_state.add_request
 
         def add_with_sinks(req_index: int, new_req_data: Any) -> None:
@@ -62,9 +63,12 @@ class V2Rows(BatchRows):
         # On the instance: this engine's state alone.
         model_state.add_request = add_with_sinks
 
-    def sink_tokens(self, step: CommonAttentionMetadata) -> list[int]:
-        rows: list[int] = [] if step.req_idx is None else self._sinks[step.req_idx].tolist()
-        return (rows + [self._default] * step.num_reqs)[: step.num_reqs]
+    def sink_tokens(self, step: CommonAttentionMetadata) -> np.ndarray:
+        rows = np.full(step.num_reqs, self._default, dtype=np.int32)
+        if step.req_idx is not None:
+            known = step.req_idx[: step.num_reqs]
+            rows[: len(known)] = self._sinks[known]
+        return rows
 
 
 def rows_of(runner: Any, use_v2: bool, default_sink_tokens: int) -> BatchRows:

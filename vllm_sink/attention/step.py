@@ -15,13 +15,11 @@ class HostStep:
         query_lens: tokens of each row in this step.
         seq_lens: bookkeeping length of each row, this step included.
         sinks: ``S`` of each row.
-        window_lens: tokens of each row from the first block of its compact table on.
     """
 
     query_lens: list[int]
     seq_lens: list[int]
     sinks: list[int]
-    window_lens: list[int]
 
 
 @dataclass
@@ -42,8 +40,8 @@ class PagedStep:
         block_size: tokens of a block.
         window_tokens: ``W`` of the engine.
         past_window: whether some query may see a sink.
-        window_table: int32 [num_reqs, columns], for ``flash`` and ``xformers``: the row's blocks
-            from the first that the window of its first query touches.
+        window_table: int32 [num_reqs, columns], for ``flash``: the row's blocks from the first
+            that the window of its first query touches.
         window_lens: int32 [num_reqs], ``seq_lens`` less the tokens before that block.
         max_window_len: no row's ``window_lens`` is larger.
         scheduler_metadata: FlashAttention 3's own plan of the step.

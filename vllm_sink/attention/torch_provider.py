@@ -10,48 +10,14 @@ and the query is turned back by e(t) to meet the sinks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from vllm_sink.attention import cpu_kernel
-from vllm_sink.attention.metadata import Tile
-from vllm_sink.rope.rotary import ExactRotary
+from vllm_sink.attention.layer import LayerParams
+from vllm_sink.attention.tiles import Tile
 
 #: Floats of gathered keys and values and of scores that a layer holds at once.
 FLOATS_AT_ONCE = 8 << 20
-
-
-@dataclass
-class LayerParams:
-    """What is the same for every step of a layer.
-
-    Attributes:
-        num_heads, num_kv_heads, head_size: of the queries, of the keys, channels.
-        scale: factor on the scores.
-        window_tokens: of this layer: a layer with a window of its own keeps the smaller one.
-        sinks: whether the layer sees sinks; a layer with a window of its own does not.
-        alibi_slopes: float32 [num_heads] or None (Press et al., arXiv 2108.12409).
-        soft_cap: ``cap * tanh(score / cap)`` before the softmax, 0 for none (Gemma 2).
-        rotary: turns queries back towards the sinks; None without RoPE.
-    """
-
-    num_heads: int
-    num_kv_heads: int
-    head_size: int
-    scale: float
-    window_tokens: int
-    sinks: bool
-    alibi_slopes: torch.Tensor | None = None
-    soft_cap: float = 0.0
-    rotary: ExactRotary | None = None
-
-    def turn_back(self, query: torch.Tensor, evicted: torch.Tensor) -> torch.Tensor:
-        """``query`` [n, q, num_heads, head_size] as it meets the sinks; ``evicted`` is [n, q]."""
-        if self.rotary is None:
-            return query
-        turned = self.rotary.turn_back(query.flatten(0, 1), evicted.flatten())
-        return turned.view(query.shape)
 
 
 def attend(

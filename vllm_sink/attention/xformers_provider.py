@@ -1,5 +1,4 @@
-"""The ``xformers`` provider: a check on the others that shares no kernel with them, and the way
-for GPUs older than Ampere.
+"""The ``xformers`` provider: a check on the others, and the way for GPUs older than Ampere.
 
 xformers 0.0.35 has no paged bias with a window, and its one paged op without the flash-attn package
 (``triton_splitk``) wants pages of 64 and heads of a power of two. So the keys that a run of queries
@@ -29,11 +28,7 @@ from vllm_sink.attention.step import HostStep, PagedStep
 #: Bytes of gathered keys and values at once, or one run's where that is more.
 BYTES_AT_ONCE = 256 << 20
 
-#: Queries of a run under ``cutlass`` with heads over 128 channels. That kernel sums in a buffer
-#: which it sets at key 0, but skips blocks of 128 keys below the window: a longer run would add
-#: to memory never written.
-CUTLASS_RUN = 128
-
+#: xformers' names of the ops, best first.
 OPERATORS = ("flash", "cutlass")
 
 
@@ -53,15 +48,14 @@ class Run(NamedTuple):
     keys: int
 
 
-def window_runs(host: HostStep, window: int, most_queries: int) -> Iterator[Run]:
-    """Runs of every token of the step, in order, each with the windows of its queries."""
+def window_runs(host: HostStep, window: int) -> Iterator[Run]:
+    """The new tokens of every row, each run with the windows of its queries."""
     token = 0
     for row, (count, length) in enumerate(zip(host.query_lens, host.seq_lens, strict=True)):
-        for first in range(length - count, length, most_queries):
-            end = min(first + most_queries, length)
-            low = max(0, first - window + 1)
-            yield Run(row, token, end - first, low, end - low)
-            token += end - first
+        if count:
+            low = max(0, length - count - window + 1)
+            yield Run(row, token, count, low, length - low)
+        token += count
 
 
 def sink_runs(host: HostStep, window: int) -> tuple[list[Run], list[Run]]:
@@ -70,7 +64,8 @@ def sink_runs(host: HostStep, window: int) -> tuple[list[Run], list[Run]]:
     In ``stairs`` the last query sees all keys of its run, the one before it one less, and so on;
     single queries are there too. In ``whole`` every query sees all keys.
     """
-    stairs, whole = [], []
+    stairs: list[Run] = []
+    whole: list[Run] = []
     end = 0
     for row, (count, length) in enumerate(zip(host.query_lens, host.seq_lens, strict=True)):
         end += count
@@ -147,12 +142,12 @@ def _operator(
     layer: LayerParams, dtype: torch.dtype, operators: tuple[str, ...] = OPERATORS
 ) -> tuple[Any, str]:
     """The first op that says it can do this layer, or None and why each cannot."""
+    if not torch.cuda.is_available() or torch.version.cuda is None:
+        return None, "there is no NVIDIA GPU"
     try:
         fmha = _fmha()
-    except ImportError as error:
-        return None, f"xformers does not import: {error}"
-    if not torch.cuda.is_available() or torch.version.cuda is None:
-        return None, "xformers needs an NVIDIA GPU"
+    except (ImportError, OSError, RuntimeError) as error:
+        return None, f"it does not import: {error}"
     device = torch.device("cuda", torch.cuda.current_device())
     tokens = torch.empty(1, 1, layer.num_heads, layer.head_size, dtype=dtype, device=device)
     reasons = []
@@ -170,7 +165,7 @@ def _operator(
         if not refused:
             return op, ""
         reasons.append(f"{op.NAME}: {', '.join(refused)}")
-    return None, "xformers cannot: " + "; ".join(reasons)
+    return None, "; ".join(reasons)
 
 
 def _bias(fmha: Any, runs: list[Run], window: int | None, device: torch.device) -> Any:
@@ -180,12 +175,12 @@ def _bias(fmha: Any, runs: list[Run], window: int | None, device: torch.device) 
     return bias if window is None else bias.make_local_attention_from_bottomright(window)
 
 
-def unsupported(layer: LayerParams, dtype: torch.dtype, block_size: int) -> str | None:
-    """Why this provider cannot compute a layer, or None. Any ``block_size`` will do."""
+def unsupported(layer: LayerParams, dtype: torch.dtype) -> str | None:
+    """Why this provider cannot compute a layer, or None. Any size of block will do."""
     if layer.alibi_slopes is not None:
-        return "xformers has no ALiBi for runs of different lengths"
+        return "it has no ALiBi for rows of different lengths"
     if layer.soft_cap:
-        return "xformers has no soft cap on scores"
+        return "it has no soft cap on scores"
     op, reason = _operator(layer, dtype)
     return None if op is not None else reason
 
@@ -225,14 +220,12 @@ class XformersProvider:
             self.op, reason = _operator(layer, query.dtype, self.operators)
             if self.op is None:
                 raise NotImplementedError(reason)
-        cutlass = not self.op.SUPPORTS_PARTIAL
         # ``cutlass`` knows no groups of query heads: there each has keys of its own.
-        heads = layer.num_heads if cutlass else layer.num_kv_heads
+        heads = layer.num_kv_heads if self.op.SUPPORTS_PARTIAL else layer.num_heads
         most_keys = BYTES_AT_ONCE // (2 * heads * layer.head_size * query.element_size())
-        run = CUTLASS_RUN if cutlass and layer.head_size > 128 else 1 << 30
         lse = torch.empty(query.shape[:2], dtype=torch.float32, device=query.device)
 
-        for runs in batches(window_runs(host, layer.window_tokens, run), most_keys):
+        for runs in batches(window_runs(host, layer.window_tokens), most_keys):
             batch = Batch(runs, query.device)
             out, lse_part = self._partial(
                 step, batch, query[batch.token], key_cache, value_cache, layer.window_tokens
@@ -313,5 +306,5 @@ class XformersProvider:
         )
         # float32 [runs, num_heads, most queries of a run and some]: the padding goes.
         begin = bias.q_seqinfo.seqstart[batch.run]
-        at = torch.arange(len(query), device=query.device) - begin
-        return out[0], lse[batch.run, :, at]
+        nth = torch.arange(len(query), device=query.device) - begin
+        return out[0], lse[batch.run, :, nth]

@@ -46,7 +46,7 @@ class StreamScheduling(_Base):
         )
         logger.info(
             "KV policy %s: %d sink tokens, a window of %d tokens (native context %d); at most %d "
-            "blocks of %d tokens a stream, %d streams fit in %d blocks; attention provider: torch",
+            "blocks of %d tokens a stream, %d streams fit in %d blocks; attention provider: %s",
             self.kv_policy.name,
             self.kv_policy.sink_tokens,
             self.kv_policy.window,
@@ -55,6 +55,7 @@ class StreamScheduling(_Base):
             self.block_size,
             free // decoding,
             free,
+            self.kv_policy.provider,
         )
 
     def add_request(self, request: Request) -> None:

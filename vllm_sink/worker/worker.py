@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from vllm.config import set_current_vllm_config
+from vllm.model_executor.layers.attention import Attention
 
 from vllm_sink import compat
 from vllm_sink.attention.metadata import SinkMetadataBuilder
+from vllm_sink.attention.providers import is_paged
 from vllm_sink.attention.rows import rows_of
 from vllm_sink.errors import PolicyError
 from vllm_sink.policy import policy_of
@@ -28,7 +30,12 @@ class SinkWorkerMixin(_Base):
     def load_model(self, **kwargs: Any) -> None:
         with compat.attention_backend_override():
             super().load_model(**kwargs)
-        bind_rotary(self.model_runner.get_model())
+        model = self.model_runner.get_model()
+        bind_rotary(model)
+        # A provider that cannot compute these layers says so before the KV pool is allocated.
+        for layer in model.modules():
+            if isinstance(layer, Attention) and is_paged(layer.impl.provider_name):
+                layer.impl.provider(self.model_config.dtype)
 
     def get_kv_cache_spec(self) -> dict[str, KVCacheSpec]:
         # The backend reads the policy from the current config, which vLLM does not set here.
@@ -57,6 +64,15 @@ class SinkWorkerMixin(_Base):
                 f"a smaller one, or a larger KV pool: one stream needs {need / 2**20:.1f} MiB of "
                 f"KV and the pool has {available / 2**20:.1f} MiB",
             )
+
+    def compile_or_warm_up_model(self) -> Any:
+        kv_policy = policy_of(self.vllm_config)
+        assert kv_policy is not None
+        if is_paged(kv_policy.provider):
+            from vllm_sink.attention.warmup import warm_up
+
+            warm_up(self.model_runner, self.vllm_config)
+        return super().compile_or_warm_up_model()
 
     def initialize_from_config(self, kv_cache_config: Any) -> None:
         super().initialize_from_config(kv_cache_config)

@@ -18,6 +18,7 @@ they leave the window one by one this is a staircase.
 
 from __future__ import annotations
 
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
 import triton
 import triton.language as tl
 
@@ -28,7 +29,7 @@ _UNIT: tl.constexpr = tl.constexpr(3.4061215800865545e-19)
 
 @triton.jit
 def _row_of(query_start_loc, program, num_rows, BLOCK_Q: tl.constexpr):
-    """Which row a program of a mixed step serves: each row has one program more than it may need."""
+    """Which row a program of a mixed step serves; a row has one program more than it may need."""
     low = 0
     high = num_rows
     while low < high:
@@ -215,7 +216,7 @@ def sink_attention(
         sinks = tl.load(sinks_ptr + row)
         seen_sinks = tl.maximum(tl.minimum(sinks, last_index - window + 1), 0)
         sink_blocks = (seen_sinks + BLOCK_N - 1) // BLOCK_N
-    if MERGE:
+    if MERGE:  # noqa: SIM102 (one is known when the kernel is compiled)
         # Nothing to add for queries that still hold the sinks in their window.
         if sink_blocks == 0:
             return
@@ -250,7 +251,7 @@ def sink_attention(
         total = tl.zeros([BLOCK_M], tl.float32)
         result = tl.zeros([BLOCK_M, D_PADDED], tl.float32)
 
-    if SINKS:
+    if SINKS:  # noqa: SIM102
         if low < sink_blocks:
             true_index = tl.load(positions + token, mask=valid, other=0)
             place = tl.minimum(true_index, sinks + window - 1)
@@ -378,7 +379,7 @@ def sink_attention(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["compact_columns"])
 def compact_tables(
     table_ptr,  # int32 [rows, columns]
     compact_ptr,  # int32 [rows, compact columns]
