@@ -25,13 +25,20 @@ def random_tokens(count: int, seed: int = 0) -> list[int]:
 
 
 @contextmanager
-def engine(folder: Path, window: int | None, sinks: int = 4, **settings: Any) -> Iterator[Any]:
+def engine(
+    folder: Path, window: int | None, sinks: int = 4, attention: str = "auto", **settings: Any
+) -> Iterator[Any]:
     """An LLM under the policy (window None: vLLM unchanged), taken down afterwards."""
     from vllm import LLM
     from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
     if window is not None:
-        policy = {"name": "sink", "sink_tokens": sinks, "window_tokens": window}
+        policy = {
+            "name": "sink",
+            "sink_tokens": sinks,
+            "window_tokens": window,
+            "sink_attention": attention,
+        }
         settings["additional_config"] = {"kv_policy": policy}
         settings.setdefault("block_size", 16)
     # vLLM's Transformers backend decorates Hugging Face's own class, for good; the tests of the

@@ -1,8 +1,10 @@
-"""The ``torch`` provider on a GPU: vLLM's V2 runner, asynchronous scheduling, S per request."""
+"""Real engines on a GPU: vLLM's V2 runner, asynchronous scheduling, CUDA graphs, S per request."""
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from tests.e2e.engines import (
     reference_logprobs,
     tiny,
 )
+from tests.models.factory import make_tiny
 
 pytestmark = [
     pytest.mark.gpu,
@@ -24,14 +27,30 @@ pytestmark = [
 ]
 
 SINKS = (0, 1, 5, 20)
+ROOM: dict[str, Any] = {"gpu_memory_utilization": 0.2, "max_num_seqs": 16}
+#: vLLM's defaults, small: torch.compile, whole decode steps in CUDA graphs; and whoever compiles a
+#: kernel after the warm-up fails.
+COMPILED: dict[str, Any] = {
+    **ROOM,
+    "enforce_eager": False,
+    "max_num_batched_tokens": 512,
+    "jit_monitor_mode": "error",
+}
+needs_xformers = pytest.mark.skipif(find_spec("xformers") is None, reason="no xformers")
+EVERY = ["flash", "triton", "auto", pytest.param("xformers", marks=needs_xformers), "torch"]
 
 
+@pytest.mark.parametrize("attention", ["triton", "torch"])
 @pytest.mark.parametrize("window", [30, 7])
-@pytest.mark.parametrize("arch", ["llama-gqa", "llama-yarn", "falcon-alibi", "gpt-neox", "gemma3"])
-def test_logprobs_equal_the_reference(arch: str, window: int, tiny_folder: Path) -> None:
+@pytest.mark.parametrize(
+    "arch", ["llama-gqa", "llama-yarn", "falcon-alibi", "gpt-neox", "gemma3", "gemma2"]
+)
+def test_logprobs_equal_the_reference(
+    arch: str, window: int, attention: str, tiny_folder: Path
+) -> None:
     folder = tiny(arch, tiny_folder)
     tokens = random_tokens(6 * (max(SINKS) + window))
-    with engine(folder, window, gpu_memory_utilization=0.3) as llm:
+    with engine(folder, window, attention=attention, **ROOM) as llm:
         assert llm.llm_engine.vllm_config.use_v2_model_runner
         outputs = llm.generate(
             [prompt(tokens)] * len(SINKS),
@@ -43,16 +62,58 @@ def test_logprobs_equal_the_reference(arch: str, window: int, tiny_folder: Path)
 
 
 def test_compiled_with_cuda_graphs(tiny_folder: Path) -> None:
-    """vLLM's defaults: torch.compile, piecewise CUDA graphs, asynchronous scheduling."""
+    """Streams that grow through their window, in graphs, equal the reference."""
     folder = tiny("llama-gqa", tiny_folder)
     tokens = random_tokens(200)
-    settings = {"gpu_memory_utilization": 0.3, "max_num_batched_tokens": 512}
-    with engine(folder, 40, 5, **settings) as llm:
+    with engine(folder, 40, 5, **ROOM, max_num_batched_tokens=512) as llm:
         (eager,) = llm.generate(prompt(tokens), greedy(100, prompt_logprobs=0), use_tqdm=False)
-    with engine(folder, 40, 5, enforce_eager=False, **settings) as llm:
-        assert llm.llm_engine.vllm_config.scheduler_config.async_scheduling
+    with engine(folder, 40, 5, **COMPILED) as llm:
+        config = llm.llm_engine.vllm_config
+        assert config.scheduler_config.async_scheduling
+        assert config.compilation_config.cudagraph_mode.has_full_cudagraphs()
         (compiled,) = llm.generate(prompt(tokens), greedy(100, prompt_logprobs=0), use_tqdm=False)
+        # From a prompt of a few tokens, so that the sinks leave the window inside a graph.
+        short = llm.generate(
+            [prompt(tokens[:6])] * len(SINKS),
+            [greedy(120, s, prompt_logprobs=0) for s in SINKS],
+            use_tqdm=False,
+        )
     assert compiled.outputs[0].token_ids == eager.outputs[0].token_ids
     every = [*tokens, *compiled.outputs[0].token_ids]
     difference = (logprobs(compiled) - reference_logprobs(folder, 5, 40, every)).abs()
     assert difference.max() < 1e-3
+    assert_equal_the_reference(short, folder, SINKS, 40, bound=1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("attention", EVERY)
+def test_half_precision(attention: str, dtype: str, tiny_folder: Path) -> None:
+    """Prompts of several lengths and S, prefilled in chunks beside streams that decode."""
+    folder = tiny("llama-gqa", tiny_folder)
+    prompts = [random_tokens(n, seed=n) for n in (5, 70, 333, 600, 1, 40, 41, 64)]
+    sinks = (4, 0, 20, 33, 5, 1, 4, 80)
+    settings = {**COMPILED, "dtype": dtype, "max_num_batched_tokens": 128}
+    with engine(folder, 40, 5, attention, **settings) as llm:
+        outputs = llm.generate(
+            [prompt(p) for p in prompts],
+            [greedy(90, s, prompt_logprobs=0) for s in sinks],
+            use_tqdm=False,
+        )
+        (again,) = llm.generate(prompt(prompts[3]), greedy(30, sinks[3]), use_tqdm=False)
+    assert again.num_cached_tokens
+    bound = {"bfloat16": 0.1, "float16": 0.02}[dtype]
+    assert_equal_the_reference(outputs, folder, sinks, 40, bound=bound)
+
+
+def test_large_pinned_spans(tiny_folder: Path) -> None:
+    """A thousand and more sink tokens, in graphs."""
+    folder = make_tiny("llama-gqa", tiny_folder / "long", max_position_embeddings=4096)
+    tokens = random_tokens(2500)
+    sinks = (1000, 2000, 3)
+    with engine(folder, 400, 4, **COMPILED, max_model_len=4096) as llm:
+        outputs = llm.generate(
+            [prompt(tokens)] * len(sinks),
+            [greedy(24, s, prompt_logprobs=0) for s in sinks],
+            use_tqdm=False,
+        )
+    assert_equal_the_reference(outputs, folder, sinks, 400, bound=1e-3)

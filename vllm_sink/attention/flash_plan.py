@@ -103,6 +103,12 @@ class FlashPlan:
             shape.provider, step.num_reqs, shape.num_kv_heads, self.table.device
         ):
             return
+        # Without a mask FlashAttention 3 is some 4 % faster; a window then needs a whole block.
+        step.dense = (
+            step.max_query_len == 1
+            and self.version == 3
+            and shape.uniform_window >= shape.block_size
+        )
         columns = compact_columns(shape.window_tokens, step.max_query_len, shape.block_size)
         step.window_table = self.table[: step.num_reqs, :columns]
         step.window_lens = self.lens[: step.num_reqs]
@@ -129,7 +135,7 @@ class FlashPlan:
             cu_seqlens_q=step.query_start_loc,
             page_size=shape.block_size,
             causal=True,
-            window_size=(shape.uniform_window - 1, 0),
+            window_size=(-1, -1) if step.dense else (shape.uniform_window - 1, 0),
             num_splits=step.max_splits,
         )
         # At one address for CUDA graphs; what is left of an earlier, larger step would be obeyed.

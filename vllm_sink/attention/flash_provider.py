@@ -63,7 +63,7 @@ class FlashProvider:
         ):
             self.fused.attend(step, query, key_cache, value_cache, output)
             return
-        sinks = layer.sinks and step.past_window
+        more = step.past_window and (layer.sinks or step.dense)
         result = flash_attn_varlen_func(
             q=query,
             k=key_cache,
@@ -76,15 +76,15 @@ class FlashProvider:
             softmax_scale=layer.scale,
             causal=True,
             alibi_slopes=layer.alibi_slopes,
-            window_size=self.window,
+            window_size=None if step.dense else self.window,
             block_table=step.window_table,
             softcap=layer.soft_cap,
             scheduler_metadata=step.scheduler_metadata if self.version == 3 else None,
             # FlashAttention 2 chooses its own.
             num_splits=step.max_splits if self.version == 3 else 0,
             fa_version=self.version,
-            return_softmax_lse=sinks,
+            return_softmax_lse=more,
         )
-        if sinks:
+        if more:
             lse = result[1]
             self.fused.add_sinks(step, query, key_cache, value_cache, output, lse)

@@ -194,7 +194,7 @@ def make(provider: str, layer: LayerParams, dtype: torch.dtype) -> Provider | No
     if provider == "xformers":
         from vllm_sink.attention import xformers_provider
 
-        reason = xformers_provider.unsupported(layer, dtype, 16)
+        reason = xformers_provider.unsupported(layer, dtype)
         if reason is not None:
             raise UnsupportedError(f"--sink-attention xformers: {reason}")
         return xformers_provider.XformersProvider(layer)

@@ -10,7 +10,9 @@ arXiv 1805.02867) takes both. Three ways to use it:
   equal length (as in flash-decoding); the program that finishes last merges them, in the same
   launch, so that a small batch costs one launch.
 * ``MERGE``: the sinks alone, on top of a result over the window and its log-sum-exp, which
-  FlashAttention gives: the running softmax simply starts from it.
+  FlashAttention gives: the running softmax simply starts from it. With ``LEAD`` that result is of
+  whole blocks, a dense call without a mask, and the few tokens of the window before the first
+  whole block are added here too (decode only).
 
 Which sinks the query at bookkeeping index ``i`` sees: those with ``j <= i - W``; in the chunk where
 they leave the window one by one this is a staircase.
@@ -80,7 +82,6 @@ def _block_of_keys(
     total,
     result,
     key,
-    exists,
     seen,
     distance,
     slopes,
@@ -92,20 +93,28 @@ def _block_of_keys(
     scale,
     soft_cap,
     channel,
-    in_head,
+    D: tl.constexpr,
+    D_PADDED: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     ALIBI: tl.constexpr,
     SOFT_CAP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Take keys ``key`` [N] into the running softmax; ``seen`` and ``distance`` are [M, N]."""
-    block = tl.load(table_ptr + key // BLOCK_SIZE, mask=exists, other=0).to(tl.int64)
+    """Take keys ``key`` [N] into the running softmax; ``seen`` and ``distance`` are [M, N].
+
+    Every key exists, whether it is seen or not, so that loads need no mask.
+    """
+    block = tl.load(table_ptr + key // BLOCK_SIZE).to(tl.int64)
     slot = block * stride_block + (key % BLOCK_SIZE) * stride_slot
-    keys = tl.load(
-        key_ptr + slot[None, :] + channel[:, None],
-        mask=in_head[:, None] & exists[None, :],
-        other=0.0,
-    )
+    if D == D_PADDED:
+        keys = tl.load(key_ptr + slot[None, :] + channel[:, None])
+        values = tl.load(value_ptr + slot[:, None] + channel[None, :])
+    else:
+        in_head = channel < D
+        keys = tl.load(key_ptr + slot[None, :] + channel[:, None], mask=in_head[:, None], other=0.0)
+        values = tl.load(
+            value_ptr + slot[:, None] + channel[None, :], mask=in_head[None, :], other=0.0
+        )
     score = tl.dot(query, keys, input_precision=PRECISION) * scale
     if SOFT_CAP:
         # tanh by exp, which overflows towards the right end.
@@ -118,11 +127,6 @@ def _block_of_keys(
     level = tl.where(new_top == float("-inf"), 0.0, new_top)
     weight = tl.exp2(score - level[:, None])
     shrink = tl.exp2(top - level)
-    values = tl.load(
-        value_ptr + slot[:, None] + channel[None, :],
-        mask=exists[:, None] & in_head[None, :],
-        other=0.0,
-    )
     result = result * shrink[:, None]
     result = tl.dot(weight.to(values.dtype), values, result, input_precision=PRECISION)
     return new_top, total * shrink + tl.sum(weight, 1), result
@@ -172,12 +176,14 @@ def sink_attention(
     SINKS: tl.constexpr,
     WINDOW: tl.constexpr,
     MERGE: tl.constexpr,
+    LEAD: tl.constexpr,
     SPLITS: tl.constexpr,
     DECODE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    program = tl.program_id(0)
-    kv_head = tl.program_id(1)
+    # Programs that run together read neighbouring heads of the same tokens.
+    kv_head = tl.program_id(0)
+    program = tl.program_id(1)
     if DECODE:
         row = program
         start = tl.load(query_start_loc + row)
@@ -206,8 +212,12 @@ def sink_attention(
     first_index = length - count + first_query
     last_index = tl.minimum(first_index + BLOCK_Q, length) - 1
     lowest = tl.maximum(first_index - window + 1, 0)
+    stop = last_index + 1
+    if LEAD:
+        # What the dense call leaves out: the window's tokens before its first whole block.
+        stop = tl.minimum(stop, (lowest + BLOCK_SIZE - 1) // BLOCK_SIZE * BLOCK_SIZE)
     begin = lowest // BLOCK_N
-    end = last_index // BLOCK_N + 1
+    end = (stop + BLOCK_N - 1) // BLOCK_N
 
     sink_blocks = 0
     seen_sinks = 0
@@ -218,14 +228,14 @@ def sink_attention(
         sink_blocks = (seen_sinks + BLOCK_N - 1) // BLOCK_N
     if MERGE:  # noqa: SIM102 (one is known when the kernel is compiled)
         # Nothing to add for queries that still hold the sinks in their window.
-        if sink_blocks == 0:
+        if sink_blocks == 0 and (not LEAD or end <= begin):
             return
 
     # Blocks of keys are counted through the sinks into the window.
     part = 0
     low = 0
     high = sink_blocks
-    if WINDOW:
+    if WINDOW or LEAD:
         high += end - begin
     if SPLITS > 1:
         part = tl.program_id(2)
@@ -270,15 +280,14 @@ def sink_attention(
                 ).to(query.dtype)
             for n in range(low, tl.minimum(high, sink_blocks)):
                 key = n * BLOCK_N + tl.arange(0, BLOCK_N)
-                exists = key < seen_sinks
-                seen = exists[None, :] & (key[None, :] <= index[:, None] - window)
+                seen = (key < seen_sinks)[None, :] & (key[None, :] <= index[:, None] - window)
+                key = tl.minimum(key, seen_sinks - 1)
                 top, total, result = _block_of_keys(
                     turned,
                     top,
                     total,
                     result,
                     key,
-                    exists,
                     seen,
                     place[:, None] - key[None, :],
                     slopes,
@@ -290,28 +299,30 @@ def sink_attention(
                     scale,
                     soft_cap,
                     channel,
-                    in_head,
+                    D,
+                    D_PADDED,
                     BLOCK_SIZE,
                     ALIBI,
                     SOFT_CAP,
                     PRECISION,
                 )
 
-    if WINDOW:
+    if WINDOW or LEAD:
         for n in range(
             begin + tl.maximum(low - sink_blocks, 0), begin + tl.maximum(high - sink_blocks, 0)
         ):
             key = n * BLOCK_N + tl.arange(0, BLOCK_N)
-            exists = (key >= lowest) & (key <= last_index)
+            seen = ((key >= lowest) & (key < stop))[None, :]
             distance = index[:, None] - key[None, :]
-            seen = exists[None, :] & (distance >= 0) & (distance < window)
+            if not DECODE:
+                seen = seen & (distance >= 0) & (distance < window)
+            key = tl.minimum(tl.maximum(key, lowest), stop - 1)
             top, total, result = _block_of_keys(
                 query,
                 top,
                 total,
                 result,
                 key,
-                exists,
                 seen,
                 distance,
                 slopes,
@@ -323,7 +334,8 @@ def sink_attention(
                 scale,
                 soft_cap,
                 channel,
-                in_head,
+                D,
+                D_PADDED,
                 BLOCK_SIZE,
                 ALIBI,
                 SOFT_CAP,
@@ -334,7 +346,7 @@ def sink_attention(
         # A part may hold no key at all: short streams have fewer blocks than parts.
         share = tl.where(total > 0.0, total, 1.0)
         lse = tl.where(total > 0.0, top + tl.log2(share), float("-inf"))
-        heads = tl.num_programs(1) * GROUP
+        heads = tl.num_programs(0) * GROUP
         slot = (row.to(tl.int64) * heads + head) * SPLITS
         tl.store(
             part_ptr + (slot + part)[:, None] * D_PADDED + channel[None, :],
@@ -344,7 +356,7 @@ def sink_attention(
         tl.store(part_lse_ptr + slot + part, lse, mask=valid)
         # All of this program's threads have written before one of them says so.
         tl.debug_barrier()
-        arrived = arrived_ptr + row * tl.num_programs(1) + kv_head
+        arrived = arrived_ptr + row * tl.num_programs(0) + kv_head
         if tl.atomic_add(arrived, 1, sem="acq_rel") != SPLITS - 1:
             return
         tl.store(arrived, 0)
@@ -392,12 +404,19 @@ def compact_tables(
     window: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     COLUMNS: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):
-    """Each row's blocks from the first that the window of its first query touches."""
+    """Each row's blocks from the first that the window of its first query touches.
+
+    With ``WHOLE``, from the first that lies in it with all its tokens.
+    """
     row = tl.program_id(0)
     length = tl.load(seq_lens + row)
     count = tl.load(query_start_loc + row + 1) - tl.load(query_start_loc + row)
-    first = tl.maximum(length - count - window + 1, 0) // BLOCK_SIZE
+    first = tl.maximum(length - count - window + 1, 0)
+    if WHOLE:
+        first += BLOCK_SIZE - 1
+    first = first // BLOCK_SIZE
     blocks = (length + BLOCK_SIZE - 1) // BLOCK_SIZE - first
     if tl.program_id(1) == 0:
         tl.store(lens_ptr + row, length - first * BLOCK_SIZE)

@@ -45,6 +45,12 @@ def decode_tuning(layer: LayerParams, itemsize: int) -> Tuning:
     )
 
 
+def merge_tuning(layer: LayerParams, itemsize: int) -> Tuning:
+    """Of a decode step's sinks: a few keys, so one warp, and many programs at once."""
+    group = layer.num_heads // layer.num_kv_heads
+    return Tuning(max(16, triton.next_power_of_2(group)), block_n=16, warps=1, stages=2)
+
+
 def prefill_tuning(layer: LayerParams, itemsize: int) -> Tuning:
     group = layer.num_heads // layer.num_kv_heads
     wide = layer.head_size * itemsize > 256
@@ -103,6 +109,7 @@ class FusedKernel:
         self.group = layer.num_heads // layer.num_kv_heads
         self.padded = max(16, triton.next_power_of_2(layer.head_size))
         self.decode = decode_tuning(layer, dtype.itemsize)
+        self.merge = merge_tuning(layer, dtype.itemsize)
         self.prefill = prefill_tuning(layer, dtype.itemsize)
         # TF32 would cut float32 scores to 10 bits.
         self.precision = "ieee" if dtype == torch.float32 else "tf32"
@@ -173,7 +180,8 @@ class FusedKernel:
         decode: bool,
         splits: int,
     ) -> None:
-        layer, tuning = self.layer, self.decode if decode else self.prefill
+        layer = self.layer
+        tuning = self.prefill if not decode else self.decode if lse is None else self.merge
         block_q = 1 if decode else max(1, tuning.block_m // self.group)
         programs = step.num_reqs if decode else step.num_tokens // block_q + step.num_reqs
         rotary = layer.rotary
@@ -184,7 +192,7 @@ class FusedKernel:
             needed = max(full, step.num_reqs * layer.num_kv_heads * splits)
             memory = scratch(query.device, needed, self.group, self.padded)
             parts, part_lse, arrived = memory.results, memory.lse, memory.arrived
-        sink_attention[(programs, layer.num_kv_heads, splits)](
+        sink_attention[(layer.num_kv_heads, programs, splits)](
             query,
             key_cache,
             value_cache,
@@ -227,6 +235,7 @@ class FusedKernel:
             SINKS=layer.sinks,
             WINDOW=lse is None,
             MERGE=lse is not None,
+            LEAD=lse is not None and step.dense,
             SPLITS=splits,
             DECODE=decode,
             PRECISION=self.precision,
@@ -257,4 +266,5 @@ def compact(step: PagedStep, table: torch.Tensor, lens: torch.Tensor, window_tok
         window=window_tokens,
         BLOCK_SIZE=step.block_size,
         COLUMNS=columns,
+        WHOLE=step.dense,
     )
