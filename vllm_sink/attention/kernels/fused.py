@@ -23,6 +23,7 @@ from __future__ import annotations
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 import triton
 import triton.language as tl
+from triton.language.extra import libdevice
 
 _LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 # Radians of 2^-64 of a turn, see vllm_sink.rope.phase.
@@ -45,34 +46,80 @@ def _row_of(query_start_loc, program, num_rows, BLOCK_Q: tl.constexpr):
 
 
 @triton.jit
+def _partner(channel, PAIRS: tl.constexpr, NEOX: tl.constexpr):
+    """How far from each channel the other one of its pair lies."""
+    if NEOX:
+        return tl.where(channel < PAIRS, PAIRS, -PAIRS)
+    return 1 - 2 * (channel % 2)
+
+
+@triton.jit
 def _turned_back(
     query,
-    query_ptr,
-    offset,
-    valid,
-    units_ptr,
+    other,
     evicted,
+    units_ptr,
     channel,
     PAIRS: tl.constexpr,
     NEOX: tl.constexpr,
+    FAST: tl.constexpr,
 ):
-    """R(-e) q: each channel with its partner, in float32. ``query`` was read from ``offset``."""
+    """R(-e) q in float32, from each channel and the other one of its pair.
+
+    ``evicted`` is int64 [M, 1], or [1, 1] where one number holds for all.
+    """
+    turns = channel < 2 * PAIRS
     if NEOX:
         pair = channel % PAIRS
         second = channel >= PAIRS
-        partner = tl.where(second, channel - PAIRS, channel + PAIRS)
     else:
         pair = channel // 2
         second = channel % 2 == 1
-        partner = tl.where(second, channel - 1, channel + 1)
-    turns = channel < 2 * PAIRS
     units = tl.load(units_ptr + pair, mask=turns, other=0)
-    other = tl.load(
-        query_ptr + offset + (partner - channel)[None, :], mask=valid & turns[None, :], other=0.0
-    ).to(tl.float32)
-    angle = (evicted[:, None] * units[None, :]).to(tl.float32) * _UNIT
-    sine = tl.where(second[None, :], -tl.sin(angle), tl.sin(angle))
-    return query.to(tl.float32) * tl.cos(angle) + other * sine
+    angle = (evicted * units[None, :]).to(tl.float32) * _UNIT
+    if FAST:
+        # Good to 2^-20 between -pi and pi, where every angle is; the library's own functions carry
+        # a reduction of large angles that costs more than the attention.
+        cosine, sine = libdevice.fast_cosf(angle), libdevice.fast_sinf(angle)
+    else:
+        cosine, sine = tl.cos(angle), tl.sin(angle)
+    sine = tl.where(second[None, :], -sine, sine)
+    return query.to(tl.float32) * cosine + other.to(tl.float32) * sine
+
+
+@triton.jit
+def _softmax_step(
+    query,
+    keys,
+    values,
+    top,
+    total,
+    result,
+    seen,
+    distance,
+    slopes,
+    scale,
+    soft_cap,
+    ALIBI: tl.constexpr,
+    SOFT_CAP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Take ``keys`` [D, N] and ``values`` [N, D] into the running softmax; ``seen`` is [M, N]."""
+    score = tl.dot(query, keys, input_precision=PRECISION) * scale
+    if SOFT_CAP:
+        # tanh by exp, which overflows towards the right end.
+        score = soft_cap * (1.0 - 2.0 / (tl.exp(2.0 * score / soft_cap) + 1.0))
+    if ALIBI:
+        score -= slopes[:, None] * distance.to(tl.float32)
+    score = tl.where(seen, score * _LOG2_E, float("-inf"))
+    new_top = tl.maximum(top, tl.max(score, 1))
+    # A row of queries that has seen no key yet must not subtract infinities.
+    level = tl.where(new_top == float("-inf"), 0.0, new_top)
+    weight = tl.exp2(score - level[:, None])
+    shrink = tl.exp2(top - level)
+    result = result * shrink[:, None]
+    result = tl.dot(weight.to(values.dtype), values, result, input_precision=PRECISION)
+    return new_top, total * shrink + tl.sum(weight, 1), result
 
 
 @triton.jit
@@ -100,7 +147,7 @@ def _block_of_keys(
     SOFT_CAP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Take keys ``key`` [N] into the running softmax; ``seen`` and ``distance`` are [M, N].
+    """Read keys ``key`` [N] and take them into the running softmax.
 
     Every key exists, whether it is seen or not, so that loads need no mask.
     """
@@ -115,21 +162,22 @@ def _block_of_keys(
         values = tl.load(
             value_ptr + slot[:, None] + channel[None, :], mask=in_head[None, :], other=0.0
         )
-    score = tl.dot(query, keys, input_precision=PRECISION) * scale
-    if SOFT_CAP:
-        # tanh by exp, which overflows towards the right end.
-        score = soft_cap * (1.0 - 2.0 / (tl.exp(2.0 * score / soft_cap) + 1.0))
-    if ALIBI:
-        score -= slopes[:, None] * distance.to(tl.float32)
-    score = tl.where(seen, score * _LOG2_E, float("-inf"))
-    new_top = tl.maximum(top, tl.max(score, 1))
-    # A row of queries that has seen no key yet must not subtract infinities.
-    level = tl.where(new_top == float("-inf"), 0.0, new_top)
-    weight = tl.exp2(score - level[:, None])
-    shrink = tl.exp2(top - level)
-    result = result * shrink[:, None]
-    result = tl.dot(weight.to(values.dtype), values, result, input_precision=PRECISION)
-    return new_top, total * shrink + tl.sum(weight, 1), result
+    return _softmax_step(
+        query,
+        keys,
+        values,
+        top,
+        total,
+        result,
+        seen,
+        distance,
+        slopes,
+        scale,
+        soft_cap,
+        ALIBI,
+        SOFT_CAP,
+        PRECISION,
+    )
 
 
 @triton.jit(do_not_specialize=["num_rows", "stride_lse"])
@@ -180,6 +228,7 @@ def sink_attention(
     SPLITS: tl.constexpr,
     DECODE: tl.constexpr,
     PRECISION: tl.constexpr,
+    FAST: tl.constexpr,
 ):
     # Programs that run together read neighbouring heads of the same tokens.
     kv_head = tl.program_id(0)
@@ -219,16 +268,19 @@ def sink_attention(
     begin = lowest // BLOCK_N
     end = (stop + BLOCK_N - 1) // BLOCK_N
 
+    # In decode the first sinks are read before the window and met after it, by the first part: a
+    # few keys must not keep the window waiting.
+    FIRST: tl.constexpr = 16 if DECODE else 0
     sink_blocks = 0
     seen_sinks = 0
     sinks = 0
     if SINKS:
         sinks = tl.load(sinks_ptr + row)
         seen_sinks = tl.maximum(tl.minimum(sinks, last_index - window + 1), 0)
-        sink_blocks = (seen_sinks + BLOCK_N - 1) // BLOCK_N
+        sink_blocks = (tl.maximum(seen_sinks - FIRST, 0) + BLOCK_N - 1) // BLOCK_N
     if MERGE:  # noqa: SIM102 (one is known when the kernel is compiled)
         # Nothing to add for queries that still hold the sinks in their window.
-        if sink_blocks == 0 and (not LEAD or end <= begin):
+        if seen_sinks == 0 and (not LEAD or end <= begin):
             return
 
     # Blocks of keys are counted through the sinks into the window.
@@ -247,6 +299,13 @@ def sink_attention(
     offset = token[:, None] * stride_query_token + head[:, None] * stride_query_head
     offset += channel[None, :]
     query = tl.load(query_ptr + offset, mask=in_query, other=0.0)
+    other = query
+    if SINKS and PAIRS > 0:
+        turns = channel < 2 * PAIRS
+        across = _partner(channel, PAIRS, NEOX)
+        other = tl.load(
+            query_ptr + offset + across[None, :], mask=in_query & turns[None, :], other=0.0
+        )
     slopes = tl.zeros([BLOCK_M], tl.float32)
     if ALIBI:
         slopes = tl.load(slopes_ptr + head, mask=valid, other=0.0)
@@ -261,51 +320,26 @@ def sink_attention(
         total = tl.zeros([BLOCK_M], tl.float32)
         result = tl.zeros([BLOCK_M, D_PADDED], tl.float32)
 
-    if SINKS:  # noqa: SIM102
-        if low < sink_blocks:
+    if SINKS:
+        if DECODE:
+            true_index = tl.load(positions + start) + tl.zeros([1], tl.int64)
+            first = tl.arange(0, FIRST)
+            here = (first < seen_sinks) & (part == 0)
+            block = tl.load(table_ptr + first // BLOCK_SIZE, mask=here, other=0).to(tl.int64)
+            slot = block * stride_block + (first % BLOCK_SIZE) * stride_slot
+            first_keys = tl.load(
+                key_ptr + slot[None, :] + channel[:, None],
+                mask=here[None, :] & in_head[:, None],
+                other=0.0,
+            )
+            first_values = tl.load(
+                value_ptr + slot[:, None] + channel[None, :],
+                mask=here[:, None] & in_head[None, :],
+                other=0.0,
+            )
+        else:
             true_index = tl.load(positions + token, mask=valid, other=0)
-            place = tl.minimum(true_index, sinks + window - 1)
-            turned = query
-            if PAIRS:
-                turned = _turned_back(
-                    query,
-                    query_ptr,
-                    offset,
-                    in_query,
-                    units_ptr,
-                    true_index - place,
-                    channel,
-                    PAIRS,
-                    NEOX,
-                ).to(query.dtype)
-            for n in range(low, tl.minimum(high, sink_blocks)):
-                key = n * BLOCK_N + tl.arange(0, BLOCK_N)
-                seen = (key < seen_sinks)[None, :] & (key[None, :] <= index[:, None] - window)
-                key = tl.minimum(key, seen_sinks - 1)
-                top, total, result = _block_of_keys(
-                    turned,
-                    top,
-                    total,
-                    result,
-                    key,
-                    seen,
-                    place[:, None] - key[None, :],
-                    slopes,
-                    key_ptr,
-                    value_ptr,
-                    table_ptr,
-                    stride_block,
-                    stride_slot,
-                    scale,
-                    soft_cap,
-                    channel,
-                    D,
-                    D_PADDED,
-                    BLOCK_SIZE,
-                    ALIBI,
-                    SOFT_CAP,
-                    PRECISION,
-                )
+        place = tl.minimum(true_index, sinks + window - 1)
 
     if WINDOW or LEAD:
         for n in range(
@@ -341,6 +375,60 @@ def sink_attention(
                 SOFT_CAP,
                 PRECISION,
             )
+
+    if SINKS:  # noqa: SIM102
+        if (low < sink_blocks) | ((FIRST > 0) & (part == 0) & (seen_sinks > 0)):
+            turned = query
+            if PAIRS > 0:
+                evicted = (true_index - place)[:, None]
+                turned = _turned_back(query, other, evicted, units_ptr, channel, PAIRS, NEOX, FAST)
+                turned = turned.to(query.dtype)
+            if FIRST > 0:  # noqa: SIM102
+                if part == 0:
+                    top, total, result = _softmax_step(
+                        turned,
+                        first_keys,
+                        first_values,
+                        top,
+                        total,
+                        result,
+                        (first < seen_sinks)[None, :],
+                        place[:, None] - first[None, :],
+                        slopes,
+                        scale,
+                        soft_cap,
+                        ALIBI,
+                        SOFT_CAP,
+                        PRECISION,
+                    )
+            for n in range(low, tl.minimum(high, sink_blocks)):
+                key = FIRST + n * BLOCK_N + tl.arange(0, BLOCK_N)
+                seen = (key < seen_sinks)[None, :] & (key[None, :] <= index[:, None] - window)
+                key = tl.minimum(key, seen_sinks - 1)
+                top, total, result = _block_of_keys(
+                    turned,
+                    top,
+                    total,
+                    result,
+                    key,
+                    seen,
+                    place[:, None] - key[None, :],
+                    slopes,
+                    key_ptr,
+                    value_ptr,
+                    table_ptr,
+                    stride_block,
+                    stride_slot,
+                    scale,
+                    soft_cap,
+                    channel,
+                    D,
+                    D_PADDED,
+                    BLOCK_SIZE,
+                    ALIBI,
+                    SOFT_CAP,
+                    PRECISION,
+                )
 
     if SPLITS > 1:
         # A part may hold no key at all: short streams have fewer blocks than parts.

@@ -39,9 +39,9 @@ def decode_tuning(layer: LayerParams, itemsize: int) -> Tuning:
     wide = layer.head_size * itemsize > 256
     return Tuning(
         block_m=max(16, triton.next_power_of_2(group)),
-        block_n=32 if wide else 64,
+        block_n=16 if wide else 32,
         warps=4,
-        stages=2 if wide else 3,
+        stages=5,
     )
 
 
@@ -239,6 +239,7 @@ class FusedKernel:
             SPLITS=splits,
             DECODE=decode,
             PRECISION=self.precision,
+            FAST=query.is_cuda,
             num_warps=tuning.warps,
             num_stages=tuning.stages,
         )
