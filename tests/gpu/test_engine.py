@@ -28,7 +28,11 @@ pytestmark = [
 
 SINKS = (0, 1, 5, 20)
 #: A named pool: nothing is measured, so tests may share a GPU.
-ROOM: dict[str, Any] = {"kv_cache_memory_bytes": 64 << 20, "max_num_seqs": 16}
+ROOM: dict[str, Any] = {
+    "kv_cache_memory_bytes": 64 << 20,
+    "gpu_memory_utilization": 0.05,
+    "max_num_seqs": 16,
+}
 #: vLLM's defaults, small: torch.compile, whole decode steps in CUDA graphs.
 COMPILED: dict[str, Any] = {**ROOM, "enforce_eager": False, "max_num_batched_tokens": 512}
 needs_xformers = pytest.mark.skipif(find_spec("xformers") is None, reason="no xformers")

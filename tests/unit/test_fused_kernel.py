@@ -52,13 +52,13 @@ interpreted = pytest.mark.skipif(not INTERPRETED, reason="run by test_in_the_int
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("rows", [MIXED, DECODES], ids=["mixed", "decode"])
 def test_equals_the_rules(name: str, rows: tuple[Row, ...]) -> None:
-    from vllm_sink.attention.kernels.launch import FusedKernel
+    from vllm_sink.attention.kernels.launch import FusedKernel, Tuning
 
     batch = batch_of(SHAPES[name], rows, padding=2)
     kernel = FusedKernel(batch.layer, torch.float32)
     # Small tiles, so that a test of this size has several.
     kernel.prefill = replace(kernel.prefill, block_m=16, block_n=16)
-    kernel.decode = replace(kernel.decode, block_n=16)
+    kernel.decode = lambda splits: Tuning(16, block_n=16, warps=4, stages=2)
     right = expected(batch)
     for splits in (1, 4) if rows is DECODES else (1,):
         output = torch.full_like(batch.query, torch.nan)
@@ -94,33 +94,3 @@ def test_compact_tables() -> None:
     assert lens[: step.num_reqs].equal(step.window_lens)
     assert table[: step.num_reqs, : step.window_table.shape[1]].equal(step.window_table)
     assert (table[step.num_reqs :] == -1).all()
-
-
-@interpreted
-@pytest.mark.parametrize("name", ["plain", "groups of eight, size 128", "no sinks"])
-def test_what_a_dense_call_leaves_out(name: str) -> None:
-    """Whole blocks of the window by another road; the tokens before them with the sinks."""
-    from vllm_sink.attention.kernels.launch import FusedKernel, compact
-
-    shape = replace(SHAPES[name], window=100)
-    batch = batch_of(shape, DECODES)
-    step = replace(batch.step, dense=True)
-    table, lens = torch.zeros_like(step.window_table), torch.zeros_like(step.window_lens)
-    compact(step, table, lens, shape.window)
-    outputs, sums = [], []
-    for r in range(len(DECODES)):
-        whole = Row(0, int(lens[r]))
-        one = replace(
-            batch,
-            layer=replace(batch.layer, sinks=False),
-            step=replace(step, block_table=table[r : r + 1]),
-            query=batch.query[r : r + 1],
-            rows=(whole,),
-        )
-        output, lse = attention(one)
-        outputs.append(output)
-        sums.append(lse)
-    output, lse = torch.cat(outputs).float(), torch.cat(sums, 1).float()
-    kernel = FusedKernel(batch.layer, torch.float32)
-    kernel.add_sinks(step, batch.query, batch.key_cache, batch.value_cache, output, lse)
-    assert (output - expected(batch)).abs().max() < 1e-5

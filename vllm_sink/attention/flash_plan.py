@@ -99,16 +99,8 @@ class FlashPlan:
     def fill(self, step: PagedStep) -> None:
         """Set the step's compact tables, its plan and its splits."""
         shape = self.shape
-        if step.max_query_len == 1 and providers.fuses_decode(
-            shape.provider, step.num_reqs, shape.num_kv_heads, self.table.device
-        ):
+        if step.max_query_len == 1 and providers.fuses_decode(shape.provider):
             return
-        # Without a mask FlashAttention 3 is some 4 % faster; a window then needs a whole block.
-        step.dense = (
-            step.max_query_len == 1
-            and self.version == 3
-            and shape.uniform_window >= shape.block_size
-        )
         columns = compact_columns(shape.window_tokens, step.max_query_len, shape.block_size)
         step.window_table = self.table[: step.num_reqs, :columns]
         step.window_lens = self.lens[: step.num_reqs]
@@ -135,7 +127,7 @@ class FlashPlan:
             cu_seqlens_q=step.query_start_loc,
             page_size=shape.block_size,
             causal=True,
-            window_size=(-1, -1) if step.dense else (shape.uniform_window - 1, 0),
+            window_size=(shape.uniform_window - 1, 0),
             num_splits=step.max_splits,
         )
         # At one address for CUDA graphs; what is left of an earlier, larger step would be obeyed.

@@ -1,8 +1,8 @@
 """The ``flash`` provider: FlashAttention over the window, one small kernel that merges the sinks.
 
 FlashAttention (Dao et al., arXiv 2205.14135; 3: Shah et al., arXiv 2407.08608) as vLLM ships it,
-over the compact block tables of ``flash_plan``. With ``auto``, decode steps whose batch is too
-small to fill the GPU go to the fused kernel, which is one launch instead of two or three.
+over the compact block tables of ``flash_plan``. With ``flash+triton``, steps that only decode go to
+the fused kernel: one launch instead of two or three, and ahead at every batch that was measured.
 """
 
 from __future__ import annotations
@@ -58,12 +58,10 @@ class FlashProvider:
     ) -> None:
         """Attention of a step; shapes as in ``FusedKernel.attend``."""
         layer = self.layer
-        if step.max_query_len == 1 and providers.fuses_decode(
-            self.provider, step.num_reqs, layer.num_kv_heads, query.device
-        ):
+        if step.max_query_len == 1 and providers.fuses_decode(self.provider):
             self.fused.attend(step, query, key_cache, value_cache, output)
             return
-        more = step.past_window and (layer.sinks or step.dense)
+        sinks = layer.sinks and step.past_window
         result = flash_attn_varlen_func(
             q=query,
             k=key_cache,
@@ -76,15 +74,15 @@ class FlashProvider:
             softmax_scale=layer.scale,
             causal=True,
             alibi_slopes=layer.alibi_slopes,
-            window_size=None if step.dense else self.window,
+            window_size=self.window,
             block_table=step.window_table,
             softcap=layer.soft_cap,
             scheduler_metadata=step.scheduler_metadata if self.version == 3 else None,
             # FlashAttention 2 chooses its own.
             num_splits=step.max_splits if self.version == 3 else 0,
             fa_version=self.version,
-            return_softmax_lse=more,
+            return_softmax_lse=sinks,
         )
-        if more:
+        if sinks:
             lse = result[1]
             self.fused.add_sinks(step, query, key_cache, value_cache, output, lse)

@@ -5,7 +5,7 @@ Several ways to compute the same thing:
 =================  ======================================================================
 ``flash``          FlashAttention over the window, sinks merged; compute capability 8 and 9
 ``triton``         one fused kernel, compute capability 8 and later, float32 too
-``flash+triton``   ``flash``, and ``triton`` for decode steps that do not fill the GPU:
+``flash+triton``   ``flash`` for steps that prefill, ``triton`` for those that only decode:
                    what ``auto`` chooses where FlashAttention runs
 ``xformers``       memory-efficient attention, merged; older GPUs, and an independent check
 ``torch``          plain tensors on any device; the CPU's own, and what others are held to
@@ -14,7 +14,6 @@ Several ways to compute the same thing:
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Protocol
@@ -27,9 +26,10 @@ if TYPE_CHECKING:
     from vllm_sink.attention.layer import LayerParams
     from vllm_sink.attention.step import PagedStep
 
-#: Programs a processor holds in a decode step from which FlashAttention is ahead of the fused
-#: kernel (H100, benchmarks.kernel).
-FULL = 4
+
+#: FlashAttention 3 takes heads of 256, but under a window it gave some queries wrong results there
+#: (three query heads a KV head, pages of 64; vLLM 0.32 on an H100).
+MOST_CHANNELS = 192
 
 
 class Provider(Protocol):
@@ -83,8 +83,10 @@ def _flash(traits: Traits) -> str | None:
         return f"compute capability {_dotted(traits)}; allowed: 8.x and 9.x"
     if traits.dtype not in (torch.float16, torch.bfloat16):
         return f"it computes in float16 or bfloat16, and the model is {traits.dtype}"
-    if traits.head_size > 256 or traits.head_size % 8:
-        return f"head size {traits.head_size}; allowed: multiples of 8 up to 256"
+    if traits.head_size > MOST_CHANNELS or traits.head_size % 8:
+        return f"head size {traits.head_size}; allowed: multiples of 8 up to {MOST_CHANNELS}"
+    if traits.alibi and traits.capability[0] == 9:
+        return "FlashAttention 3 has no ALiBi"
     if traits.block_size % 16:
         return f"--block-size {traits.block_size}; allowed: multiples of 16"
     return None
@@ -135,8 +137,8 @@ def choose(requested: str, traits: Traits) -> Choice:
     if no_flash is None:
         return Choice(
             "flash+triton",
-            f"FlashAttention on compute capability {_dotted(traits)}, the fused kernel for small "
-            "decode batches",
+            f"FlashAttention prefills on compute capability {_dotted(traits)}, the fused kernel "
+            "decodes",
         )
     if no_triton is None:
         return Choice("triton", f"no FlashAttention: {no_flash}")
@@ -169,18 +171,9 @@ def in_cuda_graphs(provider: str) -> bool:
     return provider in ("flash", "flash+triton", "triton")
 
 
-def fuses_decode(provider: str, rows: int, num_kv_heads: int, device: torch.device) -> bool:
-    """Whether a decode step of so many rows goes to the fused kernel; fixed within a graph."""
-    if provider != "flash+triton":
-        return provider == "triton"
-    return rows * num_kv_heads < FULL * _processors(device)
-
-
-@functools.cache
-def _processors(device: torch.device) -> int:
-    from vllm_sink.attention.kernels.launch import processors
-
-    return processors(device)
+def fuses_decode(provider: str) -> bool:
+    """Whether steps that only decode go to the fused kernel."""
+    return provider in ("triton", "flash+triton")
 
 
 def make(provider: str, layer: LayerParams, dtype: torch.dtype) -> Provider | None:

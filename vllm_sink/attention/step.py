@@ -43,8 +43,6 @@ class PagedStep:
         window_table: int32 [num_reqs, columns], for ``flash``: the row's blocks from the first
             that the window of its first query touches.
         window_lens: int32 [num_reqs], ``seq_lens`` less the tokens before that block.
-        dense: the compact table begins at the first block that lies wholly in the window, and the
-            tokens before it are left to the kernel that merges the sinks; decode only.
         max_window_len: no row's ``window_lens`` is larger.
         scheduler_metadata: FlashAttention 3's own plan of the step.
         max_splits: parts that FlashAttention 3 may cut a row into; 0 for its own choice.
@@ -65,7 +63,6 @@ class PagedStep:
     window_table: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int32))
     window_lens: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int32))
     max_window_len: int = 0
-    dense: bool = False
     scheduler_metadata: torch.Tensor | None = None
     max_splits: int = 0
     host: HostStep | None = None

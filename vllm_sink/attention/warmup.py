@@ -60,12 +60,13 @@ def _steps(
     impl: SinkAttentionImpl, dtype: torch.dtype, rows: int, device: torch.device
 ) -> list[list[int]]:
     """Tokens of each row: a mixed step, and a decode step for each number of parts."""
+    if not providers.fuses_decode(impl.provider_name):
+        return [[3, 1], [1, 1]]
     kernel = FusedKernel(impl.layer, dtype)
     sizes: dict[int, int] = {}
     for n in range(1, rows + 1):
         parts = kernel.splits(n, device)
-        fused = providers.fuses_decode(impl.provider_name, n, impl.num_kv_heads, device)
-        sizes.setdefault(parts if fused else 0, n)
+        sizes.setdefault(parts, n)
     return [[3, 1], *([1] * n for n in sizes.values())]
 
 

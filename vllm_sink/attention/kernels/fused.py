@@ -10,9 +10,7 @@ arXiv 1805.02867) takes both. Three ways to use it:
   equal length (as in flash-decoding); the program that finishes last merges them, in the same
   launch, so that a small batch costs one launch.
 * ``MERGE``: the sinks alone, on top of a result over the window and its log-sum-exp, which
-  FlashAttention gives: the running softmax simply starts from it. With ``LEAD`` that result is of
-  whole blocks, a dense call without a mask, and the few tokens of the window before the first
-  whole block are added here too (decode only).
+  FlashAttention gives: the running softmax simply starts from it.
 
 Which sinks the query at bookkeeping index ``i`` sees: those with ``j <= i - W``; in the chunk where
 they leave the window one by one this is a staircase.
@@ -224,7 +222,6 @@ def sink_attention(
     SINKS: tl.constexpr,
     WINDOW: tl.constexpr,
     MERGE: tl.constexpr,
-    LEAD: tl.constexpr,
     SPLITS: tl.constexpr,
     DECODE: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -261,12 +258,8 @@ def sink_attention(
     first_index = length - count + first_query
     last_index = tl.minimum(first_index + BLOCK_Q, length) - 1
     lowest = tl.maximum(first_index - window + 1, 0)
-    stop = last_index + 1
-    if LEAD:
-        # What the dense call leaves out: the window's tokens before its first whole block.
-        stop = tl.minimum(stop, (lowest + BLOCK_SIZE - 1) // BLOCK_SIZE * BLOCK_SIZE)
     begin = lowest // BLOCK_N
-    end = (stop + BLOCK_N - 1) // BLOCK_N
+    end = last_index // BLOCK_N + 1
 
     # In decode the first sinks are read before the window and met after it, by the first part: a
     # few keys must not keep the window waiting.
@@ -280,14 +273,14 @@ def sink_attention(
         sink_blocks = (tl.maximum(seen_sinks - FIRST, 0) + BLOCK_N - 1) // BLOCK_N
     if MERGE:  # noqa: SIM102 (one is known when the kernel is compiled)
         # Nothing to add for queries that still hold the sinks in their window.
-        if seen_sinks == 0 and (not LEAD or end <= begin):
+        if seen_sinks == 0:
             return
 
     # Blocks of keys are counted through the sinks into the window.
     part = 0
     low = 0
     high = sink_blocks
-    if WINDOW or LEAD:
+    if WINDOW:
         high += end - begin
     if SPLITS > 1:
         part = tl.program_id(2)
@@ -341,16 +334,16 @@ def sink_attention(
             true_index = tl.load(positions + token, mask=valid, other=0)
         place = tl.minimum(true_index, sinks + window - 1)
 
-    if WINDOW or LEAD:
+    if WINDOW:
         for n in range(
             begin + tl.maximum(low - sink_blocks, 0), begin + tl.maximum(high - sink_blocks, 0)
         ):
             key = n * BLOCK_N + tl.arange(0, BLOCK_N)
-            seen = ((key >= lowest) & (key < stop))[None, :]
+            seen = ((key >= lowest) & (key <= last_index))[None, :]
             distance = index[:, None] - key[None, :]
             if not DECODE:
                 seen = seen & (distance >= 0) & (distance < window)
-            key = tl.minimum(tl.maximum(key, lowest), stop - 1)
+            key = tl.minimum(tl.maximum(key, lowest), last_index)
             top, total, result = _block_of_keys(
                 query,
                 top,
@@ -492,19 +485,12 @@ def compact_tables(
     window: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     COLUMNS: tl.constexpr,
-    WHOLE: tl.constexpr,
 ):
-    """Each row's blocks from the first that the window of its first query touches.
-
-    With ``WHOLE``, from the first that lies in it with all its tokens.
-    """
+    """Each row's blocks from the first that the window of its first query touches."""
     row = tl.program_id(0)
     length = tl.load(seq_lens + row)
     count = tl.load(query_start_loc + row + 1) - tl.load(query_start_loc + row)
-    first = tl.maximum(length - count - window + 1, 0)
-    if WHOLE:
-        first += BLOCK_SIZE - 1
-    first = first // BLOCK_SIZE
+    first = tl.maximum(length - count - window + 1, 0) // BLOCK_SIZE
     blocks = (length + BLOCK_SIZE - 1) // BLOCK_SIZE - first
     if tl.program_id(1) == 0:
         tl.store(lens_ptr + row, length - first * BLOCK_SIZE)

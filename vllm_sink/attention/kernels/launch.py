@@ -15,6 +15,9 @@ from vllm_sink.attention.step import PagedStep
 #: No row is cut into more parts: the last program reads them all.
 MAX_SPLITS = 32
 
+#: Programs a processor is given when rows are cut into parts.
+WAVES = 2
+
 
 @dataclass(frozen=True)
 class Tuning:
@@ -24,31 +27,33 @@ class Tuning:
         block_m: rows of queries of a program (heads of a group times tokens).
         block_n: keys of a step of the loop.
         warps, stages: of a program; stages of loads in flight.
-        waves: programs a processor is given when rows are cut into parts.
     """
 
     block_m: int
     block_n: int
     warps: int
     stages: int
-    waves: int = 2
 
 
-def decode_tuning(layer: LayerParams, itemsize: int) -> Tuning:
+def decode_tuning(layer: LayerParams, itemsize: int, splits: int) -> Tuning:
+    """Of a decode step. Few keys a program: small blocks, soon begun; many: large ones."""
     group = layer.num_heads // layer.num_kv_heads
-    wide = layer.head_size * itemsize > 256
-    return Tuning(
-        block_m=max(16, triton.next_power_of_2(group)),
-        block_n=16 if wide else 32,
-        warps=4,
-        stages=5,
-    )
+    block_m = max(16, triton.next_power_of_2(group))
+    keys = 4096 // (layer.head_size * itemsize)  # in 4 KiB
+    if layer.window_tokens // splits > 2048:
+        return Tuning(block_m, block_n=_between(16, 8 * keys, 128), warps=4, stages=3)
+    return Tuning(block_m, block_n=_between(16, 2 * keys, 64), warps=4, stages=5)
+
+
+def _between(low: int, value: int, high: int) -> int:
+    """A power of two, as Triton's blocks must be."""
+    return max(low, min(triton.next_power_of_2(value), high))
 
 
 def merge_tuning(layer: LayerParams, itemsize: int) -> Tuning:
-    """Of a decode step's sinks: a few keys, so one warp, and many programs at once."""
+    """Of a decode step's sinks alone: few keys."""
     group = layer.num_heads // layer.num_kv_heads
-    return Tuning(max(16, triton.next_power_of_2(group)), block_n=16, warps=1, stages=2)
+    return Tuning(max(16, triton.next_power_of_2(group)), block_n=16, warps=2, stages=2)
 
 
 def prefill_tuning(layer: LayerParams, itemsize: int) -> Tuning:
@@ -108,19 +113,22 @@ class FusedKernel:
         self.layer = layer
         self.group = layer.num_heads // layer.num_kv_heads
         self.padded = max(16, triton.next_power_of_2(layer.head_size))
-        self.decode = decode_tuning(layer, dtype.itemsize)
+        self.itemsize = dtype.itemsize
         self.merge = merge_tuning(layer, dtype.itemsize)
         self.prefill = prefill_tuning(layer, dtype.itemsize)
         # TF32 would cut float32 scores to 10 bits.
         self.precision = "ieee" if dtype == torch.float32 else "tf32"
+
+    def decode(self, splits: int) -> Tuning:
+        return decode_tuning(self.layer, self.itemsize, splits)
 
     def splits(self, rows: int, device: torch.device) -> int:
         """Parts of a row in a decode step of ``rows`` rows: a power of two, so that few kernels
         are compiled, and none where the batch fills the GPU by itself.
         """
         programs = rows * self.layer.num_kv_heads
-        wanted = self.decode.waves * processors(device) // programs
-        most = min(MAX_SPLITS, max(1, self.layer.window_tokens // self.decode.block_n))
+        wanted = WAVES * processors(device) // programs
+        most = min(MAX_SPLITS, max(1, self.layer.window_tokens // 32))
         return 1 << (max(1, min(wanted, most)).bit_length() - 1)
 
     def attend(
@@ -181,14 +189,16 @@ class FusedKernel:
         splits: int,
     ) -> None:
         layer = self.layer
-        tuning = self.prefill if not decode else self.decode if lse is None else self.merge
+        tuning = self.prefill
+        if decode:
+            tuning = self.merge if lse is not None else self.decode(splits)
         block_q = 1 if decode else max(1, tuning.block_m // self.group)
         programs = step.num_reqs if decode else step.num_tokens // block_q + step.num_reqs
         rotary = layer.rotary
         parts = part_lse = arrived = output
         if splits > 1:
             # Rows are cut only while they are fewer than the programs that fill the GPU.
-            full = tuning.waves * processors(query.device)
+            full = WAVES * processors(query.device)
             needed = max(full, step.num_reqs * layer.num_kv_heads * splits)
             memory = scratch(query.device, needed, self.group, self.padded)
             parts, part_lse, arrived = memory.results, memory.lse, memory.arrived
@@ -235,7 +245,6 @@ class FusedKernel:
             SINKS=layer.sinks,
             WINDOW=lse is None,
             MERGE=lse is not None,
-            LEAD=lse is not None and step.dense,
             SPLITS=splits,
             DECODE=decode,
             PRECISION=self.precision,
@@ -267,5 +276,4 @@ def compact(step: PagedStep, table: torch.Tensor, lens: torch.Tensor, window_tok
         window=window_tokens,
         BLOCK_SIZE=step.block_size,
         COLUMNS=columns,
-        WHOLE=step.dense,
     )
