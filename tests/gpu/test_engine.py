@@ -71,9 +71,9 @@ def test_compiled_with_cuda_graphs(tiny_folder: Path) -> None:
         assert config.scheduler_config.async_scheduling
         assert config.compilation_config.cudagraph_mode.has_full_cudagraphs()
         (compiled,) = llm.generate(prompt(tokens), greedy(100, prompt_logprobs=0), use_tqdm=False)
-        # From a prompt of a few tokens, so that the sinks leave the window inside a graph.
+        # From a prompt below the window, so that the sinks leave the window inside a graph.
         short = llm.generate(
-            [prompt(tokens[:6])] * len(SINKS),
+            [prompt(tokens[:24])] * len(SINKS),
             [greedy(120, s, prompt_logprobs=0) for s in SINKS],
             use_tqdm=False,
         )
@@ -100,8 +100,13 @@ def test_half_precision(attention: str, dtype: str, tiny_folder: Path) -> None:
         )
         (again,) = llm.generate(prompt(prompts[3]), greedy(30, sinks[3]), use_tqdm=False)
     assert again.num_cached_tokens
-    bound = {"bfloat16": 0.1, "float16": 0.02}[dtype]
-    assert_equal_the_reference(outputs, folder, sinks, 40, bound=bound)
+    # The model's own rounding, its weights' too, is most of this; it grows with the logits.
+    largest, mean = {"bfloat16": (0.3, 0.03), "float16": (0.05, 0.005)}[dtype]
+    for s, output in zip(sinks, outputs, strict=True):
+        every = [*output.prompt_token_ids, *output.outputs[0].token_ids]
+        difference = (logprobs(output) - reference_logprobs(folder, s, 40, every)).abs()
+        assert difference.max() < largest, f"S {s}: {difference.max():.3f}"
+        assert difference.mean() < mean, f"S {s}: mean {difference.mean():.4f}"
 
 
 def test_large_pinned_spans(tiny_folder: Path) -> None:

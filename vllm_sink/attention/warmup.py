@@ -60,14 +60,15 @@ def _steps(
     impl: SinkAttentionImpl, dtype: torch.dtype, rows: int, device: torch.device
 ) -> list[list[int]]:
     """Tokens of each row: a mixed step, and a decode step for each number of parts."""
+    mixed = [3, 1][:rows]
     if not providers.fuses_decode(impl.provider_name):
-        return [[3, 1], [1, 1]]
+        return [mixed, [1]]
     kernel = FusedKernel(impl.layer, dtype)
     sizes: dict[int, int] = {}
     for n in range(1, rows + 1):
         parts = kernel.splits(n, device)
         sizes.setdefault(parts, n)
-    return [[3, 1], *([1] * n for n in sizes.values())]
+    return [mixed, *([1] * n for n in sizes.values())]
 
 
 def _step(runner: Any, builder: SinkMetadataBuilder, counts: list[int], window: int) -> PagedStep:
