@@ -170,6 +170,11 @@ def policy_of(vllm_config: Any) -> KVPolicy | None:
     return found if found.active else None
 
 
+def attention_provider(kv_policy: KVPolicy) -> str:
+    """Which provider computes the attention; ``torch`` unless the policy names another."""
+    return str(getattr(kv_policy, "sink_attention", None) or "torch")
+
+
 def require_int(field: str, value: object, least: int) -> int:
     """``value`` if it is an integer of at least ``least``.
 
