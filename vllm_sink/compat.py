@@ -58,7 +58,7 @@ def add_scheduler_stats(stats: type) -> None:
 
 
 def wrap(owner: type, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    """Replace ``owner.name`` by ``make(original)``, once.
+    """Replace ``owner.name`` by ``make(original)``, once for each ``make``.
 
     Raises:
         ImportError: vLLM has no such attribute: an unknown version, refused by name.
@@ -69,10 +69,12 @@ def wrap(owner: type, name: str, make: Callable[[Callable[..., Any]], Callable[.
             f"vllm-sink does not know this vLLM: {owner.__module__}.{owner.__name__}.{name} is gone"
         )
     function = original.__func__ if isinstance(original, (staticmethod, classmethod)) else original
-    if hasattr(function, "__vllm_sink__"):
+    maker = f"{make.__module__}.{make.__qualname__}"
+    makers: tuple[str, ...] = getattr(function, "__vllm_sink__", ())
+    if maker in makers:
         return
     wrapped = functools.wraps(function)(make(function))
-    wrapped.__vllm_sink__ = function  # type: ignore[attr-defined]
+    wrapped.__vllm_sink__ = (*makers, maker)  # type: ignore[attr-defined]
     if isinstance(original, (staticmethod, classmethod)):
         wrapped = type(original)(wrapped)  # type: ignore[assignment]
     setattr(owner, name, wrapped)

@@ -27,7 +27,14 @@ def install(vllm_config: Any) -> None:
     from vllm_sink.metrics.config import MetricsConfig
     from vllm_sink.metrics.stats import StreamStats
 
-    MetricsConfig.from_config(vllm_config.additional_config)
+    config = MetricsConfig.from_config(vllm_config.additional_config)
     compat.add_scheduler_stats(StreamStats)
     compat.wrap(AsyncLLM, "__init__", hook.with_stream_metrics)
     compat.wrap(LLMEngine, "__init__", hook.with_stream_metrics)
+    if config.on:
+        from vllm.renderers.online_renderer import OnlineRenderer
+
+        from vllm_sink.serving.tenant import with_tenant
+
+        for name in ("render_chat", "render_completion", "render_responses"):
+            compat.wrap(OnlineRenderer, name, with_tenant(config))
