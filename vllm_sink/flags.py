@@ -126,6 +126,9 @@ def with_policy_from_flags(from_cli_args: Callable[..., Any]) -> Callable[..., A
             config[CONFIG_KEY] = {**before, **given}
             engine_args.additional_config = config
         _read_tenant_flags(args, engine_args)
+        # With --api-server-count, vLLM hands the arguments to processes that read them before any
+        # plugin is loaded there: they must find the policy where vLLM itself looks.
+        args.additional_config = engine_args.additional_config
         return engine_args
 
     return read
