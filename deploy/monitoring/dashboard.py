@@ -101,6 +101,8 @@ def _place(panels: tuple[Panel, ...], top: int) -> list[tuple[Panel, GridPos]]:
         wide = len(some) if kind == "stat" else 2 if len(some) % 2 == 0 and len(some) % 3 else 3
         for i, panel in enumerate(some):
             x, width = i % wide * (WIDTH // wide), WIDTH // wide
+            if i % wide == wide - 1:
+                width = WIDTH - x  # the last takes what the division left
             y = top + i // wide * height
             placed.append((panel, GridPos(h=height, w=width, x=x, y=y)))
         top += -(-len(some) // wide) * height

@@ -12,6 +12,7 @@ import pytest
 from tests.e2e.engines import engine, greedy, prompt, random_tokens, scheduler_of, tiny
 from tests.e2e.exported import Values, grew
 from vllm_sink.cache.manager import Stream
+from vllm_sink.commands.stream import Progress
 from vllm_sink.metrics.collector import INTERVAL
 from vllm_sink.metrics.names import METRICS
 
@@ -101,6 +102,9 @@ def test_levels_while_streaming(llm: Any) -> None:
     held = sum(s.held for s in streams)
     assert now.get("blocks", kind="window") == held - 3
     assert now.get("blocks", kind="free") == 199 - held
+    for stream in streams:  # what `vllm-sink stream` says of one, by arithmetic
+        progress = Progress(NATIVE, SINKS, WINDOW, BLOCK, tokens=stream.settled_tokens + 1)
+        assert progress.blocks == stream.held
     in_windows = sum(min(s.settled_tokens, WINDOW) for s in streams)
     assert now.get("window_occupancy_ratio") == pytest.approx(in_windows / (3 * WINDOW))
     most = sum(manager.blocks_needed(s, s.settled_tokens) for s in streams)

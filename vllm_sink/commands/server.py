@@ -62,19 +62,19 @@ class Server:
             reason = getattr(error, "reason", error)
             raise ServerError(f"no server answers at {self.url}: {reason}") from None
 
-    def model(self, wanted: str | None) -> str:
-        """The model to ask: ``wanted``, or the only one.
+    def model(self, wanted: str | None) -> dict[str, Any]:
+        """The card of the model to ask: ``wanted``, or the only one.
 
         Raises:
             ServerError: it is not there, or there is a choice.
         """
         with self.open("/v1/models") as answer:
-            names = [card["id"] for card in json.load(answer)["data"]]
-        if wanted is None and len(names) == 1:
-            return str(names[0])
-        if wanted in names:
-            return str(wanted)
-        raise ServerError(f"--model: {wanted!r} is not allowed; allowed: one of {names}")
+            cards: dict[str, dict[str, Any]] = {c["id"]: c for c in json.load(answer)["data"]}
+        if wanted is None and len(cards) == 1:
+            return next(iter(cards.values()))
+        if wanted not in cards:
+            raise ServerError(f"--model: {wanted!r} is not allowed; allowed: one of {list(cards)}")
+        return cards[wanted]
 
     def metrics(self) -> Metrics:
         """What ``/metrics`` says now.

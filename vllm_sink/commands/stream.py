@@ -15,6 +15,9 @@ from typing import Any, TextIO
 from vllm_sink import policy
 from vllm_sink.commands.server import Metrics, Server, ServerError
 
+#: For ever; a server that bounds a stream's length says so, and is asked for all that it allows.
+ENDLESS = 10**9
+
 #: Something to begin with where the user has nothing.
 PROMPT = "It was a dark and stormy night;"
 
@@ -24,10 +27,23 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="as the server calls it (default: its only one)")
     parser.add_argument("--prompt", default=PROMPT, help=f"(default: {PROMPT!r})")
     parser.add_argument(
-        "--max-tokens", type=int, metavar="N", help="end after so many (default: never)"
+        "--max-tokens", type=count, metavar="N", help="end after so many (default: never)"
     )
     parser.add_argument("--sink-tokens", type=int, metavar="S", help="pin so many of the prompt")
     parser.add_argument("--temperature", type=float, default=0.8, help="(default: 0.8)")
+
+
+def count(text: str) -> int:
+    """A positive number of tokens."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not allowed; allowed: an integer of at least 1"
+        )
+    return value
 
 
 @dataclass
@@ -85,12 +101,12 @@ class Progress:
 def run(args: argparse.Namespace) -> int:
     """Follow the stream until it ends or is interrupted."""
     server = Server(args.url)
-    model = server.model(args.model)
+    card = server.model(args.model)
     progress = Progress.at_start(server.metrics(), args.sink_tokens)
     body: dict[str, Any] = {
-        "model": model,
+        "model": card["id"],
         "prompt": args.prompt,
-        "max_tokens": args.max_tokens,  # null: as many as the server lets it have
+        "max_tokens": args.max_tokens or ENDLESS,
         "temperature": args.temperature,
         "ignore_eos": True,
         "stream": True,
@@ -101,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
     reason = "interrupted"
     with _status_line(sys.stdout) as show:
         try:
-            for event in _events(server, body):
+            for event in _events(server, body, card.get("max_model_len")):
                 reason = _take(event, progress) or reason
                 show(progress.line())
         except KeyboardInterrupt:
@@ -110,13 +126,23 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _events(server: Server, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _open(server: Server, body: dict[str, Any], most: int | None) -> Any:
+    """The server's answer; where it refuses an endless one, the longest that it allows."""
+    try:
+        return server.open("/v1/completions", body)
+    except ServerError as error:
+        if body["max_tokens"] != ENDLESS or "max_tokens" not in str(error) or most is None:
+            raise
+        return server.open("/v1/completions", {**body, "max_tokens": most})
+
+
+def _events(server: Server, body: dict[str, Any], most: int | None) -> Iterator[dict[str, Any]]:
     """The server's events.
 
     Raises:
         ServerError: it refuses, reports an error in the stream, or goes away.
     """
-    with server.open("/v1/completions", body) as answer:
+    with _open(server, body, most) as answer:
         try:
             for raw in answer:
                 text = raw.decode().strip().removeprefix("data: ")
