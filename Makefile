@@ -21,7 +21,7 @@ export PORT
 .PHONY: help env model text serve test test-all monitoring-test dashboard dashboard-picture lint type ci clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
 
 env: ## build .venv: vLLM for this machine, this project, its tools (VLLM_SINK_DEVICE=cpu|cuda)
 	@$(or $(PYTHON),$(error Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11)) deploy/local/env.py
@@ -42,8 +42,8 @@ test-all: env model text ## run all tests
 	$(PYTEST) $(ARGS)
 
 monitoring-test: env model ## real server, real Prometheus: every query of every panel and rule
-	@command -v prometheus promtool >&2 || { \
-		echo "make monitoring-test needs prometheus and promtool (Debian: apt install prometheus)"; exit 1; }
+	@command -v prometheus >/dev/null && command -v promtool >/dev/null || { \
+		echo "make monitoring-test needs prometheus and promtool (Debian: prometheus)"; exit 1; }
 	$(PYTEST) tests/monitoring $(ARGS)
 
 dashboard: env ## write deploy/monitoring/dashboard.json from its panels

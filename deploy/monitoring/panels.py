@@ -28,6 +28,17 @@ def rate(selector: str, by: str = "") -> str:
     return f"sum{f' by ({by})' if by else ''} (rate({selector}[$__rate_interval]))"
 
 
+def seldom(expr: str) -> str:
+    """An expression over what may never have happened: Ray shows a counter once it has counted."""
+    return f"({expr} or vector(0))"
+
+
+def happened(selector: str, within: str) -> str:
+    """How often something happened of late, the first time included (``increase`` needs one)."""
+    before = seldom(f"sum({selector} offset {within})")
+    return seldom(f"clamp_min(sum({selector}) - {before}, 0)")
+
+
 def quantile(q: float, buckets: str) -> str:
     """A quantile over all engines."""
     return f"histogram_quantile({q}, {rate(buckets, 'le')})"
@@ -89,14 +100,14 @@ HEALTH = (
     Panel(
         "Preempted in 15 minutes",
         "Streams that lost their blocks. Admission prevents it: more than 0 needs a reason.",
-        (Query(f"sum(increase({ours('preemptions_total')}[15m]))", "streams"),),
+        (Query(happened(ours("preemptions_total"), "15m"), "streams"),),
         kind="stat",
         alarm=1,
     ),
     Panel(
         "Refused in 15 minutes",
         "Requests that had to wait since the pool could not promise them their blocks.",
-        (Query(f"sum(increase({ours('admissions_refused_total')}[15m]))", "requests"),),
+        (Query(happened(ours("admissions_refused_total"), "15m"), "requests"),),
         kind="stat",
         warn=1,
     ),
@@ -190,13 +201,13 @@ CHURN = (
     Panel(
         "Preemptions",
         "Recomputed streams churn twice.",
-        (Query(rate(ours("preemptions_total")), "preemptions"),),
+        (Query(seldom(rate(ours("preemptions_total"))), "preemptions"),),
         unit="ops",
     ),
     Panel(
         "Rollovers",
         "How often a stream's bookkeeping was shortened.",
-        (Query(rate(ours("rollovers_total")), "rollovers"),),
+        (Query(seldom(rate(ours("rollovers_total"))), "rollovers"),),
         unit="ops",
     ),
     Panel(
@@ -204,8 +215,8 @@ CHURN = (
         "Mean; all streams wait for it.",
         (
             Query(
-                f"{rate(ours('rollover_seconds_sum'))} / "
-                f"clamp_min({rate(ours('rollover_seconds_count'))}, 0.000001)",
+                f"{seldom(rate(ours('rollover_seconds_sum')))} / "
+                f"clamp_min({seldom(rate(ours('rollover_seconds_count')))}, 0.000001)",
                 "mean",
             ),
         ),
@@ -284,7 +295,7 @@ LIMITS = (
         "Let in, and made to wait for blocks.",
         (
             Query(rate(ours("admissions_total")), "let in"),
-            Query(rate(ours("admissions_refused_total")), "made to wait"),
+            Query(seldom(rate(ours("admissions_refused_total"))), "made to wait"),
         ),
         unit="ops",
     ),
