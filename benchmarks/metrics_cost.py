@@ -28,6 +28,10 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
 
 
+#: Seconds with clocks in the hooks: several messages, of which one a second is sent.
+CLOCKED = 6.0
+
+
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="benchmarks.metrics_cost",
@@ -62,7 +66,7 @@ def engine(args: argparse.Namespace) -> Any:
         max_num_seqs=args.streams,
         additional_config={"kv_policy": policy},
     )
-    steps = 2 * args.pairs * args.spell + 2 * args.window_tokens + 200
+    steps = 2 * args.pairs * args.spell + 2 * args.window_tokens + 2000
     params = SamplingParams(max_tokens=steps, temperature=0.0, ignore_eos=True)
     for i in range(args.streams):
         prompt = {"prompt_token_ids": [100 + i, *range(100, 110)]}
@@ -118,7 +122,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     # The same with clocks in the hooks, apart, since reading a clock costs as much as a hook.
     clocks = [Clock(collector, "message"), Clock(ours, "record")]
     start = time.perf_counter()
-    for _ in range(10):
+    while time.perf_counter() - start < CLOCKED and llm.has_unfinished_requests():
         spell(True)
     return {
         "on": on,
