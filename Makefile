@@ -18,10 +18,10 @@ unexport PYTHONDONTWRITEBYTECODE
 export PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help env model text serve test test-all lint type ci clean
+.PHONY: help env model text serve test test-all monitoring-test dashboard dashboard-picture lint type ci clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
 
 env: ## build .venv: vLLM for this machine, this project, its tools (VLLM_SINK_DEVICE=cpu|cuda)
 	@$(or $(PYTHON),$(error Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11)) deploy/local/env.py
@@ -40,6 +40,17 @@ test: env model text ## run the tests, without the slow ones (more pytest flags 
 
 test-all: env model text ## run all tests
 	$(PYTEST) $(ARGS)
+
+monitoring-test: env model ## real server, real Prometheus: every query of every panel and rule
+	@command -v prometheus >/dev/null && command -v promtool >/dev/null || { \
+		echo "make monitoring-test needs prometheus and promtool (Debian: prometheus)"; exit 1; }
+	$(PYTEST) tests/monitoring $(ARGS)
+
+dashboard: env ## write deploy/monitoring/dashboard.json from its panels
+	$(VENV)/python deploy/monitoring/dashboard.py
+
+dashboard-picture: ## draw docs/dashboard.png from a live server (part of monitoring-test)
+	DASHBOARD_PICTURE=docs/dashboard.png MONITORING_SECONDS=150 $(MAKE) monitoring-test
 
 lint: env ## ruff: check and format
 	$(VENV)/ruff check .

@@ -7,6 +7,8 @@ import os
 import sys
 
 from vllm_sink import __version__
+from vllm_sink.commands import plan, stream, top
+from vllm_sink.commands.server import ServerError
 from vllm_sink.errors import PolicyError
 from vllm_sink.policy import POLICY_NAMES, KVPolicy
 
@@ -44,13 +46,19 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--block-size", type=int)
     doctor.add_argument("--trust-remote-code", action="store_true")
     doctor.add_argument("--json", action="store_true", help="print JSON")
+    doctor.set_defaults(run=_doctor)
+    for module, name, told in (
+        (plan, "plan", "how many streams of what window fit on this GPU or in the named memory"),
+        (stream, "stream", "follow an endless stream of a running server"),
+        (top, "top", "watch the streams and the cache of a running server"),
+    ):
+        command = commands.add_parser(name, help=told, description=f"Says: {told}.")
+        module.add(command)
+        command.set_defaults(run=module.run)
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; the exit status is 0, or 1 for a refusal."""
-    args = _parser().parse_args(argv)
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+def _doctor(args: argparse.Namespace) -> int:
     from vllm_sink import doctor, plugin
 
     plugin.register()
@@ -59,11 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         "sink_tokens": args.sink_tokens,
         "window_tokens": args.window_tokens,
     }
-    try:
-        kv_policy = KVPolicy.from_config({k: v for k, v in asked.items() if v is not None})
-    except PolicyError as error:
-        print(f"vllm-sink doctor: error: {error}", file=sys.stderr)
-        return 2
+    kv_policy = KVPolicy.from_config({k: v for k, v in asked.items() if v is not None})
     verdict = doctor.diagnose(
         args.model,
         kv_policy,
@@ -75,6 +79,20 @@ def main(argv: list[str] | None = None) -> int:
     )
     print(doctor.dumps(verdict) if args.json else doctor.render(verdict))
     return 0 if verdict["supported"] else 1
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; the exit status is 0, 1 for a refusal, 2 for an argument or a server."""
+    args = _parser().parse_args(argv)
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    try:
+        status: int = args.run(args)
+    except (PolicyError, ServerError) as error:
+        print(f"vllm-sink {args.command}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 0
+    return status
 
 
 if __name__ == "__main__":

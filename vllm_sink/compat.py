@@ -5,6 +5,7 @@ Version differences live here alone; the rest of the package imports these names
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,8 +40,25 @@ def attention_backend_override() -> Iterator[None]:
         selector._cached_get_attn_backend.cache_clear()
 
 
+def add_scheduler_stats(stats: type) -> None:
+    """Give vLLM's ``SchedulerStats`` one more field, ``sink_stats``, of that type or None.
+
+    It is a dataclass, which msgspec reads by its fields and annotations when an encoder or decoder
+    is made: both processes call this before. vLLM has no field for a plugin's statistics.
+    """
+    from vllm.v1.metrics.stats import SchedulerStats
+
+    if "sink_stats" in SchedulerStats.__dataclass_fields__:
+        return
+    # A field made by the dataclass machinery itself, with its type and default in place.
+    extra = dataclasses.make_dataclass("_", [("sink_stats", stats | None, None)])
+    SchedulerStats.__dataclass_fields__["sink_stats"] = dataclasses.fields(extra)[0]
+    SchedulerStats.__annotations__["sink_stats"] = stats | None
+    SchedulerStats.sink_stats = None
+
+
 def wrap(owner: type, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    """Replace ``owner.name`` by ``make(original)``, once.
+    """Replace ``owner.name`` by ``make(original)``, once for each ``make``.
 
     Raises:
         ImportError: vLLM has no such attribute: an unknown version, refused by name.
@@ -51,10 +69,12 @@ def wrap(owner: type, name: str, make: Callable[[Callable[..., Any]], Callable[.
             f"vllm-sink does not know this vLLM: {owner.__module__}.{owner.__name__}.{name} is gone"
         )
     function = original.__func__ if isinstance(original, (staticmethod, classmethod)) else original
-    if hasattr(function, "__vllm_sink__"):
+    maker = f"{make.__module__}.{make.__qualname__}"
+    makers: tuple[str, ...] = getattr(function, "__vllm_sink__", ())
+    if maker in makers:
         return
     wrapped = functools.wraps(function)(make(function))
-    wrapped.__vllm_sink__ = function  # type: ignore[attr-defined]
+    wrapped.__vllm_sink__ = (*makers, maker)  # type: ignore[attr-defined]
     if isinstance(original, (staticmethod, classmethod)):
         wrapped = type(original)(wrapped)  # type: ignore[assignment]
     setattr(owner, name, wrapped)

@@ -64,6 +64,7 @@ def _sizes(vllm_config: Any, kv_policy: KVPolicy) -> dict[str, Any]:
         "kv_bytes_per_token": block // cache.block_size,
         "blocks_per_stream": streaming,
         "blocks_while_prefilling": prefilling,
+        "max_in_flight_tokens": vllm_config.max_in_flight_tokens,
         "kv_bytes_per_stream": streaming * block,
         "kv_pool_bytes": pool,
         # One block of the pool is vLLM's null block.

@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from vllm_sink.errors import PolicyError
+from vllm_sink.metrics import config as metrics_config
 from vllm_sink.policy import CONFIG_KEY, DEFAULT_SINK_TOKENS, POLICY_NAMES, SINK_ATTENTION
 
 #: Set on engine arguments that came from a command line: errors are then one line, not a traceback.
@@ -36,6 +38,15 @@ def _one_of(names: Sequence[str]) -> Callable[[str], str]:
         return text
 
     return parse
+
+
+def _tenant_label(text: str) -> str:
+    try:
+        return metrics_config.require_source("--sink-tenant-label", text)
+    except PolicyError as error:
+        raise argparse.ArgumentTypeError(
+            f"{error.value!r} is not allowed; allowed: {error.allowed}"
+        ) from None
 
 
 def with_flags(add_cli_args: Callable[..., Any]) -> Callable[..., Any]:
@@ -81,6 +92,22 @@ def with_flags(add_cli_args: Callable[..., Any]) -> Callable[..., Any]:
             "kernel. xformers: memory-efficient attention, merged. torch: plain tensors. (default: "
             "auto, by what the GPU and the model allow; the log says which and why)",
         )
+        group.add_argument(
+            "--sink-tenant-label",
+            type=_tenant_label,
+            metavar="{off,user,header:NAME}",
+            default=argparse.SUPPRESS,
+            help="Show streams, blocks and tokens by tenant on /metrics: a request's 'user', or a "
+            "header of its. (default: off)",
+        )
+        group.add_argument(
+            "--sink-max-tenants",
+            type=_count(1),
+            metavar="N",
+            default=argparse.SUPPRESS,
+            help="Tenants with a label of their own; all later ones share 'other'. "
+            f"(default: {metrics_config.DEFAULT_MAX_TENANTS})",
+        )
         return parser
 
     return add
@@ -111,6 +138,35 @@ def with_policy_from_flags(from_cli_args: Callable[..., Any]) -> Callable[..., A
                 raise SystemExit(f"vllm serve: error: {flag} needs --kv-policy sink or window")
             config[CONFIG_KEY] = {**before, **given}
             engine_args.additional_config = config
+        _read_tenant_flags(args, engine_args)
+        # With --api-server-count, vLLM hands the arguments to processes that read them before any
+        # plugin is loaded there: they must find the policy where vLLM itself looks.
+        args.additional_config = engine_args.additional_config
         return engine_args
 
     return read
+
+
+def _read_tenant_flags(args: argparse.Namespace, engine_args: Any) -> None:
+    given = {
+        key: value
+        for key, flag in (
+            ("tenant_label", "sink_tenant_label"),
+            ("max_tenants", "sink_max_tenants"),
+        )
+        if (value := getattr(args, flag, None)) is not None
+    }
+    if not given:
+        return
+    config = dict(engine_args.additional_config or {})
+    if CONFIG_KEY not in config:
+        flag = "--sink-tenant-label" if "tenant_label" in given else "--sink-max-tenants"
+        raise SystemExit(f"vllm serve: error: {flag} needs --kv-policy sink or window")
+    config[metrics_config.CONFIG_KEY] = {**config.get(metrics_config.CONFIG_KEY, {}), **given}
+    engine_args.additional_config = config
+    if metrics_config.MetricsConfig.from_config(config).header:
+        from vllm_sink.serving.tenant import MIDDLEWARE
+
+        if MIDDLEWARE not in getattr(args, "middleware", [MIDDLEWARE]):
+            # vLLM's own flag: the server's app is made of these arguments later on.
+            args.middleware = [*args.middleware, MIDDLEWARE]

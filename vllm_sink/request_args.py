@@ -1,4 +1,4 @@
-"""``sink_tokens``, the one argument that a request may carry, and where it is kept."""
+"""What a request carries for this project, and where: ``sink_tokens``, and its tenant's name."""
 
 from __future__ import annotations
 
@@ -19,3 +19,13 @@ def sink_tokens_of(params: _Params | None, default: int) -> int:
     """``S`` of a request that has been checked; ``default`` if it names none."""
     extra = None if params is None else params.extra_args
     return default if not extra else extra.get(SINK_TOKENS, default)
+
+
+#: The key under which a request's tenant travels; the server sets it, a client's own is dropped.
+TENANT = "sink_tenant"
+
+
+def tenant_of(params: _Params | None) -> str | None:
+    """The tenant of a request, if the server looked for one."""
+    extra = None if params is None else params.extra_args
+    return None if not extra else extra.get(TENANT)

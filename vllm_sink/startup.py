@@ -16,7 +16,7 @@ from typing import Any
 
 from vllm.logger import init_logger
 
-from vllm_sink import compat, policy, support
+from vllm_sink import compat, metrics, policy, support
 from vllm_sink.attention import providers
 from vllm_sink.errors import PolicyError, UnsupportedError
 from vllm_sink.flags import FROM_COMMAND_LINE
@@ -96,6 +96,7 @@ def _create(engine_args: Any, kv_policy: KVPolicy, create: Callable[[], Any]) ->
     _attach(vllm_config)
     require_known_room(vllm_config, kv_policy)
     _install_request_hooks()
+    metrics.install(vllm_config)
     logger.info(
         "KV policy %s for %s, %s: %d sink tokens and a window of %d of the %d positions that the "
         "model has learned; streams may run to %d tokens (--max-model-len); attention by %s: %s%s",

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.v1.core.single_type_kv_cache_manager import SingleTypeKVCacheManager
 
 from vllm_sink import policy
+from vllm_sink.cache.counts import CacheCounts
 from vllm_sink.cache.hashing import SinkBlockHashes
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ class Stream:
             a preemption the output as well.
         settled_tokens: computed by steps that are over; a step in flight still reads its window.
         held: blocks that it holds now, shared ones included.
+        hit_tokens: a prefix hit spared it their computation, at its last admission.
+        admitted: it holds blocks since its last admission.
+        refused: it waits, since the pool could not promise it its blocks.
     """
 
     sink_tokens: int
@@ -45,6 +49,9 @@ class Stream:
     prefill_tokens: int = 0
     settled_tokens: int = 0
     held: int = 0
+    hit_tokens: int = 0
+    admitted: bool = False
+    refused: bool = False
 
 
 class SinkWindowManager(SingleTypeKVCacheManager):
@@ -58,6 +65,7 @@ class SinkWindowManager(SingleTypeKVCacheManager):
         # Most tokens that may be scheduled and not settled; the scheduler sets the real figure.
         self.max_in_flight_tokens = self.window_tokens
         self.streams: dict[str, Stream] = {}
+        self.counts = CacheCounts()
         # Blocks that a prefix hit made two streams hold, and their place in both; dropped lazily.
         self._shared: dict[int, tuple[KVCacheBlock, int]] = {}
 
@@ -151,7 +159,12 @@ class SinkWindowManager(SingleTypeKVCacheManager):
         # free one that was hit leaves the free queue.
         saved = sum(self._lasting(stream, i) for _, i in hit.values())
         need = self.blocks_needed(stream, total_computed_tokens) - saved
-        return max(0, need) + self.reserved_blocks(request_id, hit)
+        need = max(0, need) + self.reserved_blocks(request_id, hit)
+        if need > self.block_pool.get_num_free_blocks() and not stream.refused:
+            # vLLM asks again at every step; the request is refused once.
+            stream.refused = True
+            self.counts.refused += 1
+        return need
 
     # -- blocks in, blocks out ------------------------------------------------------------------
 
@@ -176,14 +189,26 @@ class SinkWindowManager(SingleTypeKVCacheManager):
             self.block_pool.touch(live)
         blocks.extend(new_computed_blocks)
         self.num_cached_block[request_id] = len(blocks)
-        self.stream(request_id).held += len(live)
+        stream = self.stream(request_id)
+        stream.held += len(live)
+        stream.hit_tokens = num_local_computed_tokens
+        if live:
+            pinned = policy.sink_blocks(stream.sink_tokens, self.block_size)
+            if len(blocks) <= pinned:
+                self.counts.hits_within_sinks += 1
+            else:
+                self.counts.hits_past_sinks += 1
 
     def allocate_new_blocks(
         self, request_id: str, num_tokens: int, num_tokens_main_model: int
     ) -> list[KVCacheBlock]:
         new_blocks = super().allocate_new_blocks(request_id, num_tokens, num_tokens_main_model)
         if new_blocks:
-            self.stream(request_id).held += len(new_blocks)
+            stream = self.stream(request_id)
+            if not stream.admitted:
+                stream.admitted, stream.refused = True, False
+                self.counts.admitted += 1
+            stream.held += len(new_blocks)
         return new_blocks
 
     def remove_skipped_blocks(
@@ -214,11 +239,13 @@ class SinkWindowManager(SingleTypeKVCacheManager):
         if freed:
             self.block_pool.free_blocks(freed)
             stream.held -= len(freed)
+            self.counts.recycled_blocks += len(freed)
 
     def pop_blocks_for_free(self, request_id: str) -> list[KVCacheBlock]:
         if request_id in self.streams:
-            self.streams[request_id].held = 0
-            self.streams[request_id].settled_tokens = 0
+            stream = self.streams[request_id]
+            stream.held = stream.settled_tokens = stream.hit_tokens = 0
+            stream.admitted = False
         return super().pop_blocks_for_free(request_id)
 
     # -- prefix cache ---------------------------------------------------------------------------

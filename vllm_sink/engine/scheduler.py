@@ -14,6 +14,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 
 from vllm_sink.cache.hashing import SinkBlockHashes, sink_block_hasher
 from vllm_sink.cache.manager import SinkWindowManager
+from vllm_sink.engine.stats import StreamReporting
 from vllm_sink.policy import policy_of
 from vllm_sink.request_args import sink_tokens_of
 
@@ -44,6 +45,7 @@ class StreamScheduling(_Base):
         decoding = manager.kv_cache_spec.max_blocks(
             self.kv_policy.sink_tokens, 1, self.max_model_len
         )
+        self.streams_that_fit = free // decoding
         logger.info(
             "KV policy %s: %d sink tokens, a window of %d tokens (native context %d); at most %d "
             "blocks of %d tokens a stream, %d streams fit in %d blocks; attention provider: %s",
@@ -53,7 +55,7 @@ class StreamScheduling(_Base):
             self.kv_policy.native,
             decoding,
             self.block_size,
-            free // decoding,
+            self.streams_that_fit,
             free,
             self.kv_policy.provider,
         )
@@ -84,9 +86,9 @@ class StreamScheduling(_Base):
         self.manager.close_stream(request.request_id)
 
 
-class SinkScheduler(StreamScheduling, Scheduler):
+class SinkScheduler(StreamReporting, StreamScheduling, Scheduler):
     """Synchronous scheduling (vLLM: ``v1/core/sched/scheduler.py``)."""
 
 
-class SinkAsyncScheduler(StreamScheduling, AsyncScheduler):
+class SinkAsyncScheduler(StreamReporting, StreamScheduling, AsyncScheduler):
     """Scheduling one step ahead (vLLM: ``v1/core/sched/async_scheduler.py``)."""

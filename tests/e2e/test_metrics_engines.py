@@ -1,0 +1,39 @@
+"""Statistics that need an engine of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.e2e.engines import engine, greedy, prompt, random_tokens, tiny
+from tests.e2e.exported import Values, forget, grew
+
+SINKS, WINDOW = 4, 60
+
+
+def test_refused_once_however_long_it_waits(tiny_folder: Path) -> None:
+    """A pool for one stream: the second waits many steps and is refused once."""
+    with engine(
+        tiny("llama-gqa", tiny_folder),
+        WINDOW,
+        SINKS,
+        disable_log_stats=False,
+        served_model_name="tiny",
+        num_gpu_blocks_override=13,
+    ) as llm:
+        before = Values()
+        llm.generate([prompt(random_tokens(80, seed=i)) for i in range(2)], greedy(100))
+        assert grew(before, "admissions_refused_total") == 1
+        assert grew(before, "admissions_total") == 2
+
+
+def test_without_the_policy_nothing_is_exported(tiny_folder: Path) -> None:
+    forget()
+    with engine(tiny("llama-gqa", tiny_folder), None, disable_log_stats=False, max_model_len=128):
+        assert not Values().samples
+
+
+def test_with_statistics_off_nothing_is_counted(tiny_folder: Path) -> None:
+    forget()
+    with engine(tiny("llama-gqa", tiny_folder), WINDOW, SINKS, disable_log_stats=True) as llm:
+        llm.generate([prompt(random_tokens(80))], greedy(100))
+        assert not Values().samples

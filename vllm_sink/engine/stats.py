@@ -1,0 +1,80 @@
+"""The scheduler's part in the statistics: it knows when streams come, are preempted and end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from vllm_sink import compat
+from vllm_sink.metrics.collector import StreamCollector
+from vllm_sink.metrics.config import MetricsConfig
+from vllm_sink.metrics.stats import StreamStats
+from vllm_sink.metrics.tenants import Tenants
+from vllm_sink.request_args import tenant_of
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.metrics.stats import SchedulerStats
+    from vllm.v1.request import Request
+
+    from vllm_sink.cache.manager import SinkWindowManager
+    from vllm_sink.policy import KVPolicy
+
+    class _Base(Scheduler):
+        manager: SinkWindowManager
+        kv_policy: KVPolicy
+        streams_that_fit: int
+else:
+    _Base: TypeAlias = object
+
+# Before any encoder is made: the engine core imports this module with its scheduler.
+compat.add_scheduler_stats(StreamStats)
+
+
+class StreamReporting(_Base):
+    """Stands before ``StreamScheduling``: sees what it does.
+
+    Attributes:
+        statistics: None under ``--disable-log-stats``.
+    """
+
+    statistics: StreamCollector | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not self.log_stats:
+            return
+        config = MetricsConfig.from_config(self.vllm_config.additional_config)
+        self.statistics = StreamCollector(
+            self.manager,
+            self.kv_policy.native,
+            self.streams_that_fit,
+            Tenants(config.max_tenants) if config.on else None,
+        )
+
+    def add_request(self, request: Request) -> None:
+        if self.statistics is not None and request.request_id not in self.requests:
+            self.statistics.opened(request.request_id, tenant_of(request.sampling_params))
+        super().add_request(request)
+
+    def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        super()._preempt_request(request, *args, **kwargs)
+        if self.statistics is not None:
+            self.statistics.preempted()
+
+    def _free_request_blocks(self, request: Request) -> None:
+        if self.statistics is not None:
+            self.statistics.released(
+                request.request_id, request.num_computed_tokens - request.num_in_flight_tokens
+            )
+        super()._free_request_blocks(request)
+
+    def _free_blocks(self, request: Request) -> None:
+        super()._free_blocks(request)
+        if self.statistics is not None:
+            self.statistics.ended(request.request_id, request.num_tokens)
+
+    def make_stats(self, *args: Any, **kwargs: Any) -> SchedulerStats | None:
+        stats = super().make_stats(*args, **kwargs)
+        if stats is not None and self.statistics is not None:
+            stats.sink_stats = self.statistics.message()
+        return stats
