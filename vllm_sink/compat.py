@@ -58,3 +58,21 @@ def wrap(owner: type, name: str, make: Callable[[Callable[..., Any]], Callable[.
     if isinstance(original, (staticmethod, classmethod)):
         wrapped = type(original)(wrapped)  # type: ignore[assignment]
     setattr(owner, name, wrapped)
+
+
+def wrap_v1_positions(raise_positions: Callable[[Any, Any], None]) -> None:
+    """Call ``raise_positions(runner, num_scheduled_tokens)`` once the V1 runner has its inputs.
+
+    There the slots of the step are computed and its positions are not used yet.
+    """
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    def make(prepare_inputs: Callable[..., Any]) -> Callable[..., Any]:
+        def prepare(self: Any, scheduler_output: Any, num_scheduled_tokens: Any) -> Any:
+            prepared = prepare_inputs(self, scheduler_output, num_scheduled_tokens)
+            raise_positions(self, num_scheduled_tokens)
+            return prepared
+
+        return prepare
+
+    wrap(GPUModelRunner, "_prepare_inputs", make)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vllm_sink.policy import CONFIG_KEY, DEFAULT_SINK_TOKENS, POLICY_NAMES
+from vllm_sink.segments import CHUNK_ROOM
 
 #: Set on engine arguments that came from a command line: errors are then one line, not a traceback.
 FROM_COMMAND_LINE = "_vllm_sink_from_command_line"
@@ -69,6 +70,16 @@ def with_flags(add_cli_args: Callable[..., Any]) -> Callable[..., Any]:
             help="Most recent tokens that are kept. (default: half of the model's context, "
             "stated in the log)",
         )
+        group.add_argument(
+            "--segment-tokens",
+            type=_count(1),
+            metavar="N",
+            default=argparse.SUPPRESS,
+            help="Bookkeeping (token lists, block tables) that is kept of a stream; when it is "
+            "full, evicted tokens leave it. Bounds no stream and changes no output: that is "
+            "--max-model-len, by default without a limit. (default: the model's context and "
+            f"{CHUNK_ROOM} more)",
+        )
         return parser
 
     return add
@@ -86,6 +97,7 @@ def with_policy_from_flags(from_cli_args: Callable[..., Any]) -> Callable[..., A
                 ("name", "kv_policy"),
                 ("sink_tokens", "sink_tokens"),
                 ("window_tokens", "window_tokens"),
+                ("segment_tokens", "segment_tokens"),
             )
             if (value := getattr(args, flag, None)) is not None
         }
@@ -94,7 +106,7 @@ def with_policy_from_flags(from_cli_args: Callable[..., Any]) -> Callable[..., A
             before = config.get(CONFIG_KEY, {})
             before = {"name": before} if isinstance(before, str) else before
             if "name" not in {**before, **given}:
-                flag = "--sink-tokens" if "sink_tokens" in given else "--window-tokens"
+                flag = "--" + next(iter(given)).replace("_", "-")
                 raise SystemExit(f"vllm serve: error: {flag} needs --kv-policy sink or window")
             config[CONFIG_KEY] = {**before, **given}
             engine_args.additional_config = config

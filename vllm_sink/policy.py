@@ -96,6 +96,8 @@ class KVPolicy:
         window_tokens: ``W``; None until chosen from the model's context.
         native_context: positions that the model has learned; None until known.
         replaces_sliding_window: the model's own, uniform sliding window gives way to the policy.
+        segment_tokens: bookkeeping that vLLM keeps of a stream; None until chosen.
+        stream_tokens: the most tokens that a stream may have; None where only the client ends it.
     """
 
     name: PolicyName
@@ -103,6 +105,8 @@ class KVPolicy:
     window_tokens: int | None = None
     native_context: int | None = None
     replaces_sliding_window: bool = False
+    segment_tokens: int | None = None
+    stream_tokens: int | None = None
 
     @property
     def active(self) -> bool:
@@ -114,6 +118,13 @@ class KVPolicy:
         if self.window_tokens is None:
             raise PolicyError("window_tokens", None, "a number: the policy is not resolved yet")
         return self.window_tokens
+
+    @property
+    def segment(self) -> int:
+        """Tokens of a segment, once they are chosen."""
+        if self.segment_tokens is None:
+            raise PolicyError("segment_tokens", None, "a number: the policy is not resolved yet")
+        return self.segment_tokens
 
     @property
     def native(self) -> int:
@@ -152,12 +163,17 @@ class KVPolicy:
         window = config.get("window_tokens")
         if window is not None:
             window = require_int("--window-tokens", window, 1)
+        segment = config.get("segment_tokens")
+        if segment is not None:
+            segment = require_int("--segment-tokens", segment, 1)
         return cls(
             name=name,
             sink_tokens=sinks,
             window_tokens=window,
             native_context=config.get("native_context"),
             replaces_sliding_window=bool(config.get("replaces_sliding_window", False)),
+            segment_tokens=segment,
+            stream_tokens=config.get("stream_tokens"),
         )
 
 

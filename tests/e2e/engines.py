@@ -31,7 +31,15 @@ def engine(folder: Path, window: int | None, sinks: int = 4, **settings: Any) ->
     from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
     if window is not None:
-        policy = {"name": "sink", "sink_tokens": sinks, "window_tokens": window}
+        length = settings.setdefault("max_model_len", 4096)
+        # Streams end where bookkeeping does, unless a test is about what comes after.
+        segment = settings.pop("segment_tokens", length)
+        policy = {
+            "name": "sink",
+            "sink_tokens": sinks,
+            "window_tokens": window,
+            "segment_tokens": segment,
+        }
         settings["additional_config"] = {"kv_policy": policy}
         settings.setdefault("block_size", 16)
     # vLLM's Transformers backend decorates Hugging Face's own class, for good; the tests of the
