@@ -231,12 +231,14 @@ class SinkWindowManager(SingleTypeKVCacheManager):
     def drop_recycled(self, request_id: str) -> tuple[int, int]:
         """Take the recycled blocks out of the stream's list: ``[first, end)``, as they were.
 
-        The tokens of those blocks leave every count of the stream.
+        The tokens of those blocks leave every count of the stream. The last full block stays even
+        where the window is smaller: the next one's hash is chained to its hash.
         """
         stream = self.stream(request_id)
         blocks = self.req_to_blocks[request_id]
         first = end = policy.sink_blocks(stream.sink_tokens, self.block_size)
-        while end < len(blocks) and blocks[end].is_null:
+        last = stream.settled_tokens // self.block_size - 1
+        while end < min(last, len(blocks)) and blocks[end].is_null:
             end += 1
         del blocks[first:end]
         # Not every engine caches prefixes; where one does, what was recycled had been cached.

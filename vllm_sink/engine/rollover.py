@@ -221,6 +221,11 @@ class RollingStreams(_Base):
             request.request_id,
         )
         self.restarts += 1
+        self._forget(request)
+
+    @staticmethod
+    def _forget(request: Request) -> None:
+        """What is left is the stream's text from now on; its blocks are hashed as such."""
         setattr(request, BASE_FIELD, 0)
         request.block_hashes.clear()
         request.update_block_hashes()
