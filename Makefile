@@ -18,7 +18,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help env model text serve test test-all lint type ci clean
+.PHONY: help env model text serve test test-all soak lint type ci clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -40,6 +40,11 @@ test: env model text ## run the tests, without the slow ones (more pytest flags 
 
 test-all: env model text ## run all tests
 	$(PYTEST) $(ARGS)
+
+soak: env model ## run endless streams with short requests beside for MINUTES=60; fail if anything grows
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} VLLM_CPU_KVCACHE_SPACE=$${VLLM_CPU_KVCACHE_SPACE:-1} HF_HUB_OFFLINE=1 \
+	$(VENV)/python -m benchmarks.endless --model $(MODEL) --streams 8 --minutes $(or $(MINUTES),60) \
+		--check --json benchmarks/out/soak.json $(ARGS)
 
 lint: env ## ruff: check and format
 	$(VENV)/ruff check .

@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 
 
 class StreamRollovers(Protocol):
-    """What a worker asks for before each step."""
+    """What a worker asks for before each step.
+
+    Attributes:
+        count: rollovers so far.
+    """
+
+    count: int
 
     def before_step(self, scheduler_output: SchedulerOutput) -> None: ...
 
@@ -41,6 +47,7 @@ class V1Rollovers:
 
     def __init__(self, runner: Any) -> None:
         self.runner = runner
+        self.count = 0
         self.bases: dict[str, int] = {}
         self.forgotten: dict[str, ForgottenTokens] = {}
         setattr(runner, _ON_RUNNER, self)
@@ -50,6 +57,7 @@ class V1Rollovers:
 
     def before_step(self, scheduler_output: SchedulerOutput) -> None:
         step = rollovers_of(scheduler_output)
+        self.count += len(step.rolled)
         if self.bases or self.forgotten:
             for name in scheduler_output.finished_req_ids:
                 self.bases.pop(name, None)
@@ -121,6 +129,7 @@ class V2Rollovers:
 
     def __init__(self, runner: Any) -> None:
         self.runner = runner
+        self.count = 0
         self.bases = np.zeros(runner.max_num_reqs, dtype=np.int64)
         self._new_bases: dict[str, int] = {}
         state = runner.model_state
@@ -130,6 +139,7 @@ class V2Rollovers:
 
     def before_step(self, scheduler_output: SchedulerOutput) -> None:
         step = rollovers_of(scheduler_output)
+        self.count += len(step.rolled)
         self._new_bases = step.bases
         rows = self.runner.req_states.req_id_to_index
         preempted = scheduler_output.preempted_req_ids or ()

@@ -78,3 +78,7 @@ class SinkWorkerMixin(_Base):
     def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
         self.rollovers.before_step(scheduler_output)
         return super().execute_model(scheduler_output)
+
+    def count_rollovers(self) -> int:
+        """How often a stream has rolled over; for ``collective_rpc``."""
+        return self.rollovers.count
