@@ -44,7 +44,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--prompt", default="Once upon a time", help="of each stream")
     parser.add_argument("--short-every", type=float, default=2.0, help="seconds; 0 for none")
     parser.add_argument("--sample-every", type=float, default=2.0, help="seconds")
-    parser.add_argument("--serve-args", default="--enforce-eager", help="more flags of vllm serve")
+    parser.add_argument(
+        "--serve-args",
+        default="--enforce-eager",
+        help="more flags of vllm serve: --serve-args='...'",
+    )
     parser.add_argument("--check", action="store_true", help="fail if anything grows")
     parser.add_argument("--json", required=True, type=Path, help="where the result goes")
     args = parser.parse_args()

@@ -52,7 +52,6 @@ def engine(folder: Path, window: int | None, sinks: int = 4, **settings: Any) ->
             "enforce_eager": True,
             "max_num_batched_tokens": 64,
             "max_num_seqs": 16,
-            "max_model_len": 4096,
             **settings,
         },
     )

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from vllm import SamplingParams
 
-from tests.e2e.engines import engine, prompt, reference_logprobs, scheduler_of
+from tests.e2e.engines import engine, prompt, random_tokens, reference_logprobs, scheduler_of
 
 WINDOW, SINKS, BLOCK = 40, 5, 16
 #: Rolls every 64 tokens or so.
 SEGMENT = 160
+#: A segment that no stream here fills.
+WHOLE = 8192
 
 
 @contextmanager
@@ -58,3 +61,42 @@ def difference(output: Any, folder: Path, sinks: int) -> float:
     every = [*output.prompt_token_ids, *said(output)]
     expected = reference_logprobs(folder, sinks, WINDOW, every)[len(output.prompt_token_ids) - 1 :]
     return float((told(output) - expected).abs().max())
+
+
+#: Tokens of each answer below.
+COUNT = 500
+
+
+def sampled(**settings: Any) -> SamplingParams:
+    return SamplingParams(
+        **{"max_tokens": COUNT, "temperature": 0.8, "seed": 7, "ignore_eos": True, **settings}
+    )
+
+
+#: Ways to sample, each of which looks at what was said before, or counts it.
+SAMPLING = {
+    "seed": sampled(),
+    "presence": sampled(presence_penalty=0.9),
+    "frequency": sampled(frequency_penalty=0.4),
+    "repetition": sampled(repetition_penalty=1.2),
+    "greedy with penalties": sampled(
+        temperature=0.0, presence_penalty=0.5, frequency_penalty=0.1, repetition_penalty=1.1
+    ),
+    "min_tokens": sampled(min_tokens=450, stop_token_ids=list(range(20, 120))),
+    "top_k, logit bias": sampled(top_k=20, logit_bias={40: 2.0}),
+    "bad words": sampled(bad_words=["a", "e", "i"]),
+    "stop string": sampled(stop=["zzz", "q"], min_tokens=200),
+}
+
+
+def say_all(folder: Path, segment: int, **settings: Any) -> dict[str, Any]:
+    """An answer for each way to sample, in segments of this size."""
+    requests = {
+        name: (random_tokens(20 + 31 * i, seed=i), params)
+        for i, (name, params) in enumerate(SAMPLING.items())
+    }
+    with rolling(folder, segment_tokens=segment, **settings) as llm:
+        outputs = run(llm, requests)
+        rollovers = scheduler_of(llm).rollovers
+    assert rollovers == 0 if segment == WHOLE else rollovers > 30
+    return outputs

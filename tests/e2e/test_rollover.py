@@ -8,20 +8,28 @@ from typing import Any
 
 import pytest
 import torch
-from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import RequestOutputKind
 
 from tests.e2e.engines import greedy, prompt, random_tokens, scheduler_of, tiny
-from tests.e2e.streams import SEGMENT, SINKS, difference, rolling, run, said
+from tests.e2e.streams import (
+    COUNT,
+    SAMPLING,
+    SEGMENT,
+    SINKS,
+    WHOLE,
+    difference,
+    rolling,
+    run,
+    said,
+    sampled,
+    say_all,
+)
 from vllm_sink.serving import tail
 from vllm_sink.worker.rollover import V1Rollovers
 
 # One worker: the tests share what the module sets up.
 pytestmark = pytest.mark.xdist_group("rollover")
-
-#: A segment that no stream here fills.
-WHOLE = 8192
 
 
 @pytest.fixture(scope="module")
@@ -75,51 +83,16 @@ def test_the_check_sees_a_base_that_is_off(folder: Path, monkeypatch: pytest.Mon
 
 # -- what is sampled ------------------------------------------------------------------------------
 
-COUNT = 500
-
-
-def _sampled(**settings: Any) -> SamplingParams:
-    return SamplingParams(
-        **{"max_tokens": COUNT, "temperature": 0.8, "seed": 7, "ignore_eos": True, **settings}
-    )
-
-
-SAMPLING = {
-    "seed": _sampled(),
-    "presence": _sampled(presence_penalty=0.9),
-    "frequency": _sampled(frequency_penalty=0.4),
-    "repetition": _sampled(repetition_penalty=1.2),
-    "greedy with penalties": _sampled(
-        temperature=0.0, presence_penalty=0.5, frequency_penalty=0.1, repetition_penalty=1.1
-    ),
-    "min_tokens": _sampled(min_tokens=450, stop_token_ids=list(range(20, 120))),
-    "top_k, logit bias": _sampled(top_k=20, logit_bias={40: 2.0}),
-    "bad words": _sampled(bad_words=["a", "e", "i"]),
-    "stop string": _sampled(stop=["zzz", "q"], min_tokens=200),
-}
-
 
 @pytest.fixture(scope="module")
 def whole(folder: Path) -> dict[str, Any]:
     """What is said in one segment."""
-    return _say_all(folder, WHOLE)
-
-
-def _say_all(folder: Path, segment: int) -> dict[str, Any]:
-    requests = {
-        name: (random_tokens(20 + 31 * i, seed=i), params)
-        for i, (name, params) in enumerate(SAMPLING.items())
-    }
-    with rolling(folder, segment_tokens=segment) as llm:
-        outputs = run(llm, requests)
-        rollovers = scheduler_of(llm).rollovers
-    assert rollovers == 0 if segment == WHOLE else rollovers > 30
-    return outputs
+    return say_all(folder, WHOLE)
 
 
 def test_sampling_does_not_know_segments(folder: Path, whole: dict[str, Any]) -> None:
     """Seeds, penalties, biases, bad words, least lengths and stop strings."""
-    outputs = _say_all(folder, SEGMENT)
+    outputs = say_all(folder, SEGMENT)
     assert {n: said(o) for n, o in outputs.items()} == {n: said(o) for n, o in whole.items()}
     for name, output in outputs.items():
         assert output.outputs[0].text == whole[name].outputs[0].text
@@ -134,7 +107,7 @@ def test_several_answers_to_one_prompt(folder: Path) -> None:
     answers = []
     for segment in (WHOLE, SEGMENT):
         with rolling(folder, segment_tokens=segment) as llm:
-            (output,) = llm.generate(prompt(random_tokens(99)), _sampled(n=3), use_tqdm=False)
+            (output,) = llm.generate(prompt(random_tokens(99)), sampled(n=3), use_tqdm=False)
         answers.append([list(o.token_ids) for o in output.outputs])
     assert answers[0] == answers[1]
     assert len({tuple(a) for a in answers[0]}) == 3
@@ -162,6 +135,16 @@ def test_prompts_longer_than_a_segment(folder: Path, chunk: int) -> None:
         assert len(output.prompt_token_ids) == n
         assert len(said(output)) == 100
         assert difference(output, folder, 20 if n == SEGMENT else 5) < 1e-4
+
+
+def test_penalties_count_a_prompt_that_is_fed(folder: Path) -> None:
+    """A repetition penalty is for the whole prompt, whatever of it has been fed when."""
+    tokens, answers = random_tokens(700), []
+    for segment in (WHOLE, SEGMENT):
+        with rolling(folder, segment_tokens=segment) as llm:
+            params = greedy(300, repetition_penalty=1.3)
+            answers.append(said(run(llm, {"a": (tokens, params)})["a"]))
+    assert answers[0] == answers[1]
 
 
 def test_a_second_turn_over_a_rolled_stream(folder: Path) -> None:

@@ -135,6 +135,10 @@ def test_doctor(folder: Path) -> None:
     assert verdict["blocks_per_stream"] == 4
     assert verdict["streams_that_fit"] == (2**30 // (3072 * 32) - 1) // 4
     assert "supported" in doctor.render(verdict)
+    assert (verdict["max_stream_tokens"], verdict["segment_tokens"]) == (None, 17_408)
+    assert "until it is stopped, in segments of 17,408 tokens" in doctor.render(verdict)
+    bounded = _diagnose(folder, dtype="float32", max_model_len=5000)
+    assert "5,000 tokens (--max-model-len)" in doctor.render(bounded)
 
 
 def test_doctor_of_a_folder_that_is_not_there(tmp_path: Path) -> None:
