@@ -154,6 +154,8 @@ class RollingStreams(_Base):
         if a == b and not fed:
             return
         self.rollovers += 1
+        # The V1 runner, a step ahead, wants all tokens of a request that joins its batch again.
+        self.prev_step_scheduled_req_ids.discard(name)
         self._step.rolled.append(
             Rollover(
                 request_id=name,

@@ -19,7 +19,7 @@ from vllm_sink.segments import ENDLESS_TOKENS
 
 def longest(kv_policy: KVPolicy) -> int:
     """The most tokens of a request, prompt and output together."""
-    return kv_policy.stream_tokens or ENDLESS_TOKENS
+    return min(kv_policy.stream_tokens or ENDLESS_TOKENS, ENDLESS_TOKENS)
 
 
 def with_stream_length(init: Callable[..., None]) -> Callable[..., None]:
