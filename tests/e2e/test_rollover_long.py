@@ -36,8 +36,8 @@ def test_sixty_thousand_tokens(tmp_path: Path) -> None:
     expected = SinkReference(folder, SINKS, WINDOW, progress=True).logprobs_of(every)
     difference = (told - expected[len(tokens) - 1 :].double()).abs()
     assert difference.max() < 1e-4, f"{difference.max():.2e} at token {difference.argmax()}"
-    # It does not grow either.
-    assert difference[-6000:].max() < 2 * difference[6000:12_000].max()
+    # It does not grow either. (The mean: the largest of 6,000 differences varies threefold.)
+    assert difference[-6000:].mean() < 2 * difference[6000:12_000].mean()
 
 
 @pytest.mark.skipif(not MODEL.is_dir(), reason="make model builds it")
