@@ -18,7 +18,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help env model text serve test test-all monitoring-test dashboard dashboard-picture lint type ci clean
+.PHONY: help env model text serve test test-all soak monitoring-test dashboard dashboard-picture lint type ci clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -51,6 +51,11 @@ dashboard: env ## write deploy/monitoring/dashboard.json from its panels
 
 dashboard-picture: ## draw docs/dashboard.png from a live server (part of monitoring-test)
 	DASHBOARD_PICTURE=docs/dashboard.png MONITORING_SECONDS=150 $(MAKE) monitoring-test
+
+soak: env model ## run endless streams with short requests beside for MINUTES=60; fail if anything grows
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} VLLM_CPU_KVCACHE_SPACE=$${VLLM_CPU_KVCACHE_SPACE:-1} HF_HUB_OFFLINE=1 \
+	$(VENV)/python -m benchmarks.endless --model $(MODEL) --streams 8 --minutes $(or $(MINUTES),60) \
+		--check --json benchmarks/out/soak.json $(ARGS)
 
 lint: env ## ruff: check and format
 	$(VENV)/ruff check .

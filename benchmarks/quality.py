@@ -61,6 +61,8 @@ def engine(args: argparse.Namespace, length: int) -> Any:
             "name": args.policy,
             "sink_tokens": args.sink_tokens,
             "window_tokens": args.window_tokens,
+            # The log-probabilities of a prompt are asked of one segment.
+            "segment_tokens": length,
         }
         settings["additional_config"] = {
             "kv_policy": {key: value for key, value in policy.items() if value is not None}

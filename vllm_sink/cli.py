@@ -40,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--kv-policy", choices=[n for n in POLICY_NAMES if n != "full"])
     doctor.add_argument("--sink-tokens", type=int, metavar="S")
     doctor.add_argument("--window-tokens", type=int, metavar="W")
+    doctor.add_argument("--segment-tokens", type=int, metavar="N")
     doctor.add_argument("--kv-gib", type=_gib, metavar="GIB", help="size of the KV pool")
     doctor.add_argument("--dtype", default="auto")
     doctor.add_argument("--max-model-len", type=int)
@@ -66,6 +67,7 @@ def _doctor(args: argparse.Namespace) -> int:
         "name": args.kv_policy or "sink",
         "sink_tokens": args.sink_tokens,
         "window_tokens": args.window_tokens,
+        "segment_tokens": args.segment_tokens,
     }
     kv_policy = KVPolicy.from_config({k: v for k, v in asked.items() if v is not None})
     verdict = doctor.diagnose(

@@ -90,3 +90,21 @@ def block_table(runner: Any, rows: int) -> Any:
     if hasattr(runner, "block_tables"):
         return runner.block_tables.get_dummy_block_tables(rows)[0]
     return runner.input_batch.block_table[0].get_device_tensor(rows).zero_()
+
+
+def wrap_v1_positions(raise_positions: Callable[[Any, Any], None]) -> None:
+    """Call ``raise_positions(runner, num_scheduled_tokens)`` once the V1 runner has its inputs.
+
+    There the slots of the step are computed and its positions are not used yet.
+    """
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    def make(prepare_inputs: Callable[..., Any]) -> Callable[..., Any]:
+        def prepare(self: Any, scheduler_output: Any, num_scheduled_tokens: Any) -> Any:
+            prepared = prepare_inputs(self, scheduler_output, num_scheduled_tokens)
+            raise_positions(self, num_scheduled_tokens)
+            return prepared
+
+        return prepare
+
+    wrap(GPUModelRunner, "_prepare_inputs", make)

@@ -9,7 +9,7 @@ from typing import Any
 
 from vllm_sink import startup, support
 from vllm_sink.errors import PolicyError, UnsupportedError
-from vllm_sink.policy import KVPolicy, sink_blocks
+from vllm_sink.policy import KVPolicy, policy_of, sink_blocks
 
 
 def diagnose(
@@ -60,7 +60,8 @@ def _sizes(vllm_config: Any, kv_policy: KVPolicy) -> dict[str, Any]:
         "dtype": str(vllm_config.model_config.dtype).removeprefix("torch."),
         "block_size": cache.block_size,
         "sink_blocks": sink_blocks(kv_policy.sink_tokens, cache.block_size),
-        "max_stream_tokens": vllm_config.model_config.max_model_len,
+        "max_stream_tokens": _limit(vllm_config),
+        "segment_tokens": vllm_config.model_config.max_model_len,
         "kv_bytes_per_token": block // cache.block_size,
         "blocks_per_stream": streaming,
         "blocks_while_prefilling": prefilling,
@@ -70,6 +71,20 @@ def _sizes(vllm_config: Any, kv_policy: KVPolicy) -> dict[str, Any]:
         # One block of the pool is vLLM's null block.
         "streams_that_fit": None if pool is None else max(0, pool // block - 1) // streaming,
     }
+
+
+def _limit(vllm_config: Any) -> int | None:
+    """The most tokens of a stream; None where only the client ends it."""
+    found = policy_of(vllm_config)
+    assert found is not None
+    return found.stream_tokens
+
+
+def _longest(verdict: dict[str, Any]) -> str:
+    limit, segment = verdict["max_stream_tokens"], verdict["segment_tokens"]
+    if limit is not None:
+        return f"{limit:,} tokens (--max-model-len)"
+    return f"until it is stopped, in segments of {segment:,} tokens"
 
 
 def _names_a_folder(model: str) -> bool:
@@ -116,7 +131,7 @@ def render(verdict: dict[str, Any]) -> str:
         ),
         ("while prefilling", f"up to {verdict['blocks_while_prefilling']} blocks"),
         ("streams that fit", fits),
-        ("longest stream", f"{verdict['max_stream_tokens']:,} tokens (--max-model-len)"),
+        ("longest stream", _longest(verdict)),
     ]
     body = "\n".join(f"  {name:<17} {value}" for name, value in rows if value)
     return f"{verdict['model']}: supported\n{body}"

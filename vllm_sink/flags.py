@@ -9,6 +9,7 @@ from typing import Any
 from vllm_sink.errors import PolicyError
 from vllm_sink.metrics import config as metrics_config
 from vllm_sink.policy import CONFIG_KEY, DEFAULT_SINK_TOKENS, POLICY_NAMES, SINK_ATTENTION
+from vllm_sink.segments import CHUNK_ROOM
 
 #: Set on engine arguments that came from a command line: errors are then one line, not a traceback.
 FROM_COMMAND_LINE = "_vllm_sink_from_command_line"
@@ -84,6 +85,16 @@ def with_flags(add_cli_args: Callable[..., Any]) -> Callable[..., Any]:
             "stated in the log)",
         )
         group.add_argument(
+            "--segment-tokens",
+            type=_count(1),
+            metavar="N",
+            default=argparse.SUPPRESS,
+            help="Bookkeeping (token lists, block tables) that is kept of a stream; when it is "
+            "full, evicted tokens leave it. Bounds no stream and changes no output: that is "
+            "--max-model-len, by default without a limit. (default: the model's context and "
+            f"{CHUNK_ROOM} more)",
+        )
+        group.add_argument(
             "--sink-attention",
             type=_one_of(SINK_ATTENTION),
             metavar="{" + ",".join(SINK_ATTENTION) + "}",
@@ -126,6 +137,7 @@ def with_policy_from_flags(from_cli_args: Callable[..., Any]) -> Callable[..., A
                 ("sink_tokens", "sink_tokens"),
                 ("window_tokens", "window_tokens"),
                 ("sink_attention", "sink_attention"),
+                ("segment_tokens", "segment_tokens"),
             )
             if (value := getattr(args, flag, None)) is not None
         }

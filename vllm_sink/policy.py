@@ -101,6 +101,8 @@ class KVPolicy:
         replaces_sliding_window: the model's own, uniform sliding window gives way to the policy.
         sink_attention: the attention provider that was asked for, or ``auto``.
         provider: the one that computes attention; chosen when the engine's config is made.
+        segment_tokens: bookkeeping that vLLM keeps of a stream; None until chosen.
+        stream_tokens: the most tokens that a stream may have; None where only the client ends it.
     """
 
     name: PolicyName
@@ -110,6 +112,8 @@ class KVPolicy:
     replaces_sliding_window: bool = False
     sink_attention: str = "auto"
     provider: str = "torch"
+    segment_tokens: int | None = None
+    stream_tokens: int | None = None
 
     @property
     def active(self) -> bool:
@@ -121,6 +125,13 @@ class KVPolicy:
         if self.window_tokens is None:
             raise PolicyError("window_tokens", None, "a number: the policy is not resolved yet")
         return self.window_tokens
+
+    @property
+    def segment(self) -> int:
+        """Tokens of a segment, once they are chosen."""
+        if self.segment_tokens is None:
+            raise PolicyError("segment_tokens", None, "a number: the policy is not resolved yet")
+        return self.segment_tokens
 
     @property
     def native(self) -> int:
@@ -159,6 +170,9 @@ class KVPolicy:
         window = config.get("window_tokens")
         if window is not None:
             window = require_int("--window-tokens", window, 1)
+        segment = config.get("segment_tokens")
+        if segment is not None:
+            segment = require_int("--segment-tokens", segment, 1)
         return cls(
             name=name,
             sink_tokens=sinks,
@@ -167,6 +181,8 @@ class KVPolicy:
             replaces_sliding_window=bool(config.get("replaces_sliding_window", False)),
             sink_attention=_attention(config.get("sink_attention", "auto")),
             provider=str(config.get("provider", "torch")),
+            segment_tokens=segment,
+            stream_tokens=config.get("stream_tokens"),
         )
 
 

@@ -16,17 +16,13 @@ from typing import Any
 
 from vllm.logger import init_logger
 
-from vllm_sink import compat, metrics, policy, support
+from vllm_sink import compat, metrics, policy, segments, support
 from vllm_sink.attention import providers
 from vllm_sink.errors import PolicyError, UnsupportedError
 from vllm_sink.flags import FROM_COMMAND_LINE
 from vllm_sink.policy import CONFIG_KEY, KVPolicy
 
 logger = init_logger("vllm.sink")
-
-#: A stream's length is bounded by vLLM's bookkeeping, not by the model: tokens, unless
-#: ``--max-model-len`` says otherwise.
-BOOKKEEPING_TOKENS = 131_072
 
 #: Fine enough that a window wastes little, and what vLLM's CPU build asks for.
 CPU_BLOCK_SIZE = 32
@@ -77,18 +73,25 @@ def _create(engine_args: Any, kv_policy: KVPolicy, create: Callable[[], Any]) ->
     from vllm.platforms import current_platform
 
     model = read_model(engine_args)
-    kv_policy = support.resolve(kv_policy, model)
+    wanted = engine_args.max_model_len
+    limit = None if wanted in (None, -1) else wanted
+    kv_policy = replace(support.resolve(kv_policy, model), stream_tokens=limit)
     _refuse_overrides(engine_args)
     engine_args.additional_config = {
         **engine_args.additional_config,
         CONFIG_KEY: kv_policy.to_config(),
     }
-    if engine_args.max_model_len in (None, -1):
-        engine_args.max_model_len = max(BOOKKEEPING_TOKENS, model.native_context)
     if current_platform.is_cpu() and engine_args.block_size is None:
         engine_args.block_size = CPU_BLOCK_SIZE
-    with _long_streams():
-        vllm_config = create()
+    # vLLM's own limit is that of its bookkeeping; the front end is told the stream's
+    # (vllm_sink/serving/length.py).
+    engine_args.max_model_len = min(kv_policy.segment, limit or kv_policy.segment)
+    try:
+        with _long_streams():
+            vllm_config = create()
+    finally:
+        engine_args.max_model_len = wanted
+    _require_segment(vllm_config, kv_policy)
     support.refuse_features(vllm_config)
     choice = providers.choose(kv_policy.sink_attention, support.traits(vllm_config, model))
     kv_policy = replace(kv_policy, provider=choice.name)
@@ -99,13 +102,15 @@ def _create(engine_args: Any, kv_policy: KVPolicy, create: Callable[[], Any]) ->
     metrics.install(vllm_config)
     logger.info(
         "KV policy %s for %s, %s: %d sink tokens and a window of %d of the %d positions that the "
-        "model has learned; streams may run to %d tokens (--max-model-len); attention by %s: %s%s",
+        "model has learned; streams may run %s, in segments of %d tokens (--segment-tokens); "
+        "attention by %s: %s%s",
         kv_policy.name,
         model.family,
         model.positions,
         kv_policy.sink_tokens,
         kv_policy.window,
         model.native_context,
+        "until they are stopped" if limit is None else f"to {limit} tokens (--max-model-len)",
         vllm_config.model_config.max_model_len,
         choice.name,
         choice.why,
@@ -114,6 +119,22 @@ def _create(engine_args: Any, kv_policy: KVPolicy, create: Callable[[], Any]) ->
         else "",
     )
     return vllm_config
+
+
+def _require_segment(vllm_config: Any, kv_policy: KVPolicy) -> None:
+    """Refuse a segment in which a stream could not get on."""
+    limit = kv_policy.stream_tokens
+    if limit is not None and limit <= kv_policy.segment:
+        return  # no stream fills it
+    block = vllm_config.cache_config.block_size
+    least = segments.least_tokens(kv_policy.sink_tokens, kv_policy.window, block)
+    if kv_policy.segment < least:
+        raise PolicyError(
+            "--segment-tokens",
+            kv_policy.segment,
+            f"{least} or more: {kv_policy.sink_tokens} sink tokens and a window of "
+            f"{kv_policy.window} must fit, with three blocks of {block} tokens to spare",
+        )
 
 
 def _refuse_overrides(engine_args: Any) -> None:
@@ -227,13 +248,20 @@ def require_known_room(vllm_config: Any, kv_policy: KVPolicy) -> None:
 def _install_request_hooks() -> None:
     """Check requests, from now on in this process; engines without a policy pass through."""
     from vllm.renderers.online_renderer import OnlineRenderer
+    from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.input_processor import InputProcessor
+    from vllm.v1.engine.llm_engine import LLMEngine
+    from vllm.v1.engine.output_processor import RequestState
 
     from vllm_sink.engine import requests
-    from vllm_sink.serving import chat
+    from vllm_sink.serving import chat, length, tail
 
     compat.wrap(InputProcessor, "process_inputs", requests.checked)
     compat.wrap(OnlineRenderer, "render_chat", chat.with_system_sinks)
+    compat.wrap(AsyncLLM, "__init__", length.with_stream_length)
+    compat.wrap(LLMEngine, "__init__", length.with_stream_length)
+    compat.wrap(RequestState, "make_request_output", tail.with_tail)
+    compat.wrap(RequestState, "_weight_version_spans", tail.with_true_spans)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from vllm_sink import segments
 from vllm_sink.attention.providers import Traits
 from vllm_sink.errors import PolicyError, UnsupportedError
 from vllm_sink.policy import KVPolicy
@@ -167,6 +168,7 @@ def resolve(kv_policy: KVPolicy, model: Model) -> KVPolicy:
         window_tokens=window,
         native_context=native,
         replaces_sliding_window=model.own_window is not None,
+        segment_tokens=kv_policy.segment_tokens or segments.default_tokens(native),
     )
 
 

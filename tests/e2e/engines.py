@@ -33,11 +33,15 @@ def engine(
     from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
     if window is not None:
+        length = settings.setdefault("max_model_len", 4096)
+        # Streams end where bookkeeping does, unless a test is about what comes after.
+        segment = settings.pop("segment_tokens", length)
         policy = {
             "name": "sink",
             "sink_tokens": sinks,
             "window_tokens": window,
             "sink_attention": attention,
+            "segment_tokens": segment,
         }
         settings["additional_config"] = {"kv_policy": policy}
         settings.setdefault("block_size", 16)
@@ -51,7 +55,6 @@ def engine(
             "enforce_eager": True,
             "max_num_batched_tokens": 64,
             "max_num_seqs": 16,
-            "max_model_len": 4096,
             **settings,
         },
     )

@@ -11,7 +11,6 @@ import pytest
 
 from tests.e2e.engines import engine, greedy, prompt, random_tokens, scheduler_of, tiny
 from tests.e2e.exported import Values, grew
-from vllm_sink.cache.manager import Stream
 from vllm_sink.commands.stream import Progress
 from vllm_sink.metrics.collector import INTERVAL
 from vllm_sink.metrics.names import METRICS
@@ -147,26 +146,6 @@ def test_preemption(llm: Any) -> None:
     assert grew(before, "admissions_total") == 2
     assert grew(before, "tokens_evicted_total") == _evicted(120) + _evicted(199)
     assert grew(before, "stream_tokens_sum") == 200
-
-
-def test_rollovers_are_reported(llm: Any) -> None:
-    """The place that the rollover calls: counted, timed, and its tokens stay in the length."""
-    before = Values()
-    scheduler = scheduler_of(llm)
-    scheduler.statistics.opened("rolled")
-    stream = Stream(SINKS, 10_000, settled_tokens=1000, admitted=True)
-    scheduler.manager.streams["rolled"] = stream
-    scheduler.manager.counts.admitted += 1
-    scheduler.statistics.rollover("rolled", 512, 0.25)
-    assert stream.settled_tokens == 488
-    scheduler.statistics.released("rolled", 500)
-    scheduler.manager.streams.pop("rolled")
-    scheduler.statistics.ended("rolled", 501)
-    llm.generate([prompt(random_tokens(10, seed=3))], greedy(2))
-    assert grew(before, "rollovers_total") == 1
-    assert grew(before, "rollover_seconds_sum") == 0.25
-    assert grew(before, "stream_tokens_sum") == 512 + 501 + 12
-    assert grew(before, "tokens_evicted_total") == _evicted(1012)
 
 
 def test_every_metric_is_there_from_the_start(llm: Any) -> None:

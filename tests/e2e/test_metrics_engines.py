@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.e2e.engines import engine, greedy, prompt, random_tokens, tiny
+from tests.e2e import streams
+from tests.e2e.engines import engine, greedy, prompt, random_tokens, scheduler_of, tiny
 from tests.e2e.exported import Values, forget, grew
 
 SINKS, WINDOW = 4, 60
@@ -24,6 +25,26 @@ def test_refused_once_however_long_it_waits(tiny_folder: Path) -> None:
         llm.generate([prompt(random_tokens(80, seed=i)) for i in range(2)], greedy(100))
         assert grew(before, "admissions_refused_total") == 1
         assert grew(before, "admissions_total") == 2
+
+
+def test_rolled_streams_are_counted_whole(tiny_folder: Path) -> None:
+    """A stream that rolls all the time, and a prompt longer than a segment."""
+    settings = {"disable_log_stats": False, "served_model_name": "tiny"}
+    with streams.rolling(tiny("llama-gqa", tiny_folder), **settings) as llm:
+        before = Values()
+        streams.run(
+            llm,
+            {
+                "stream": (random_tokens(30), greedy(700)),
+                "prompt": (random_tokens(500, seed=1), greedy(100)),
+            },
+        )
+        assert grew(before, "rollovers_total") == scheduler_of(llm).rollovers > 12
+        assert grew(before, "rollover_seconds_count") == scheduler_of(llm).rollovers
+        assert grew(before, "stream_tokens_sum") == 730 + 600
+        kept = streams.SINKS + streams.WINDOW
+        # The last token that is sampled is never computed.
+        assert grew(before, "tokens_evicted_total") == (729 - kept) + (599 - kept)
 
 
 def test_without_the_policy_nothing_is_exported(tiny_folder: Path) -> None:

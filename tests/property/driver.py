@@ -31,6 +31,8 @@ from vllm.v1.request import Request, RequestStatus
 from vllm_sink.cache.hashing import SinkBlockHashes, sink_block_hasher
 from vllm_sink.cache.manager import SinkWindowManager
 from vllm_sink.cache.spec import SinkWindowSpec
+from vllm_sink.engine.rollover import RollingStreams
+from vllm_sink.segments import base_of
 
 HASH = get_hash_fn_by_name("sha256")
 init_none_hash(HASH)
@@ -121,12 +123,21 @@ class Stream:
         sinks: ``S``.
         total_tokens: the most tokens that it can have.
         identities: the key of each of its tokens.
+        gone: tokens that rolled out, and from which index.
     """
 
     request: Request
     sinks: int
     total_tokens: int
     identities: list[Identity] = field(default_factory=list)
+    gone: list[int] = field(default_factory=list)
+    gone_from: int = 0
+
+    @property
+    def text(self) -> list[int]:
+        """All its tokens, those that rolled out among them."""
+        known = list(self.request.all_token_ids)
+        return known[: self.gone_from] + self.gone + known[self.gone_from :]
 
 
 @dataclass
@@ -139,6 +150,7 @@ class Part:
     table: list[int]
     samples: bool
     preemptions: int
+    identities: list[Identity]
 
 
 class Engine:
@@ -159,6 +171,7 @@ class Engine:
         name_sinks: bool = True,
     ) -> None:
         self.setup, self.rng, self.name_sinks = setup, rng, name_sinks
+        self.hash_block_size = setup.block_size
         self.kv = KVCacheManager(
             KVCacheConfig(setup.num_blocks, [], [KVCacheGroupSpec(["layer"], setup.spec)]),
             max_model_len=setup.max_model_len,
@@ -215,6 +228,9 @@ class Engine:
 
     def schedule(self, budget: int, chunk: int) -> None:
         """One step of the scheduler (``schedule``), at most ``chunk`` tokens a request."""
+        for stream in self.running:
+            if self.rng.random() < 0.3:
+                self.roll(stream)
         parts: list[Part] = []
         preempted = False
         index = 0
@@ -273,8 +289,33 @@ class Engine:
         request.num_output_placeholders = 0
         request.num_preemptions += 1
         self.waiting.appendleft(stream)
+        if base_of(request):
+            # It starts again from what it remembers (``RollingStreams._preempt_request``).
+            RollingStreams._forget(request)
+            stream.gone, stream.identities = [], []
+            self._identify(stream)
+            self.counts["restarted"] += 1
         self.counts["preempted"] += 1
         self._did(f"preempt {request.request_id}")
+
+    def roll(self, stream: Stream) -> None:
+        """Evicted blocks leave a stream that has nothing in flight (``RollingStreams._roll``)."""
+        request, size = stream.request, self.setup.block_size
+        if request.num_in_flight_tokens:
+            return
+        self.manager.remove_skipped_blocks(request.request_id, request.num_computed_tokens)
+        first, end = self.manager.drop_recycled(request.request_id)
+        a, b = first * size, end * size
+        if a == b:
+            return
+        stream.gone_from = a
+        stream.gone += request.all_token_ids[a:b]
+        stream.total_tokens -= b - a
+        del stream.identities[a:b]
+        prompt = request.num_prompt_tokens
+        RollingStreams._cut(self, request, a, b, min(b, prompt) - min(a, prompt))  # type: ignore[arg-type]
+        self.counts["rolled"] += 1
+        self._did(f"roll {request.request_id}[{a}:{b})")
 
     def finish(self, stream: Stream, why: str) -> None:
         """A request stops or is aborted, wherever it is (``finish_requests``)."""
@@ -284,7 +325,7 @@ class Engine:
         del self.live[request.request_id]
         self.kv.free(request)
         self.manager.close_stream(request.request_id)
-        self.history.append(list(request.all_token_ids))
+        self.history.append(stream.text)
         self.counts[why] += 1
         self._did(f"{why} {request.request_id}")
 
@@ -339,7 +380,15 @@ class Engine:
             if blocks[i].ref_cnt != 1:
                 self._fail("write", f"{request.request_id} writes block {i}, which others read")
         table = [b.block_id for b in blocks]
-        return Part(stream, start, start + tokens, table, False, request.num_preemptions)
+        return Part(
+            stream,
+            start,
+            start + tokens,
+            table,
+            False,
+            request.num_preemptions,
+            stream.identities,
+        )
 
     def _advance(self, part: Part) -> None:
         request = part.stream.request
@@ -365,8 +414,7 @@ class Engine:
             self.kv.coordinator.cache_blocks(
                 request, request.num_computed_tokens - request.num_output_placeholders
             )
-        length = self.setup.max_model_len
-        if request.num_tokens >= length or request.num_output_tokens >= request.max_tokens:
+        if request.num_tokens >= stream.total_tokens:
             self.finish(stream, "finished")
 
     # -- the shadow -------------------------------------------------------------------------------
@@ -381,7 +429,7 @@ class Engine:
 
     def _write(self, part: Part) -> None:
         size = self.setup.block_size
-        known = part.stream.identities
+        known = part.identities
         for t in range(part.start, part.end):
             # A token that an aborted request sampled stays on the worker: nobody may read its key.
             key = known[t] if t < len(known) else None
@@ -394,12 +442,12 @@ class Engine:
         went = name not in self.live or part.preemptions != stream.request.num_preemptions
         held = {b.block_id for b in self.manager.req_to_blocks.get(name, ()) if not b.is_null}
         for j in sorted(self._reads(part)):
-            if name not in self.live and j >= len(stream.identities):
+            if went and j >= len(part.identities):
                 continue
             block = part.table[j // size]
             if block == self.pool.null_block.block_id or not (went or block in held):
                 self._fail("freed", f"{name}[{part.start}:{part.end}) reads {j}: its block is gone")
-            if self.contents[block][j % size] != stream.identities[j]:
+            if self.contents[block][j % size] != part.identities[j]:
                 self._fail("content", f"{name}[{part.start}:{part.end}) reads {j}: not its own key")
             self.counts["reads"] += 1
 
@@ -552,7 +600,7 @@ class Run:
         """New tokens, or an earlier stream's up to some point and new ones behind."""
         rng, engine = self.rng, self.engine
         most = self.setup.max_model_len - 1
-        live = [list(s.request.all_token_ids) for s in engine.live.values()]
+        live = [s.text for s in engine.live.values()]
         known = live if live and rng.random() < 0.5 else live + engine.history
         head: list[int] = []
         if known and rng.random() < 0.75:

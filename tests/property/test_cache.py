@@ -20,7 +20,15 @@ from vllm_sink import policy
 from vllm_sink.cache.manager import SinkWindowManager
 
 RUNS, SHARDS = 2400, 8
-EVENTS = ("admitted", "refused", "hits", "hits with a hole", "preempted", "aborted")
+EVENTS = (
+    "admitted",
+    "refused",
+    "hits",
+    "hits with a hole",
+    "preempted",
+    "aborted",
+    "rolled",
+)
 
 
 def run(seed: int, **options: Any) -> Counter[str]:
@@ -50,6 +58,7 @@ def test_rules_hold(shard: int) -> None:
     # The runs met what they are for.
     for event in EVENTS:
         assert counts[event] >= RUNS // SHARDS // 4, event
+    assert counts["restarted"] >= RUNS // SHARDS // 20
 
 
 @pytest.mark.parametrize("shard", range(SHARDS))
@@ -220,6 +229,28 @@ class Miscounts(SinkWindowManager):
         self.stream(request_id).held = held
 
 
+class RollsAWindowBlockOut(SinkWindowManager):
+    """A rollover takes the first block of the window as well."""
+
+    def drop_recycled(self, request_id: str) -> tuple[int, int]:
+        first, end = super().drop_recycled(request_id)
+        blocks = self.req_to_blocks[request_id]
+        if end > first and first < len(blocks):
+            blocks.pop(first)
+        return first, end
+
+
+class RollsAndCountsOn(SinkWindowManager):
+    """A rollover lowers no count: the stream's end recedes, and its last blocks are misjudged."""
+
+    def drop_recycled(self, request_id: str) -> tuple[int, int]:
+        stream = self.stream(request_id)
+        before = stream.total_tokens
+        first, end = super().drop_recycled(request_id)
+        stream.total_tokens = before - 2 * (before - stream.total_tokens)
+        return first, end
+
+
 class LooksUpTooLittle(SinkWindowManager):
     """A hit of which the window's first block is never looked at."""
 
@@ -254,6 +285,8 @@ WRONG: dict[type[SinkWindowManager], str] = {
     TakesHitsUntouched: "count",
     Leaks: "count",
     Miscounts: "count",
+    RollsAWindowBlockOut: "count",
+    RollsAndCountsOn: "forced",
     LooksUpTooLittle: "freed",
     NeverReserves: "forced",
     NeverAdmits: "progress",
@@ -264,7 +297,7 @@ WRONG: dict[type[SinkWindowManager], str] = {
 def test_a_wrong_manager_is_seen(wrong: type[SinkWindowManager]) -> None:
     """Few runs are enough to see each of these, and by the rule that it breaks."""
     with pytest.raises(Violation) as seen:
-        sweep(range(60), manager_class=wrong, forbid_force=wrong is NeverReserves)
+        sweep(range(60), manager_class=wrong, forbid_force=WRONG[wrong] == "forced")
     assert seen.value.rule == WRONG[wrong]
 
 

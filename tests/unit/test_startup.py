@@ -99,8 +99,10 @@ def test_numbers_are_chosen_and_kept(folder: Path) -> None:
         "replaces_sliding_window": False,
         "sink_attention": "auto",
         "provider": "torch",
+        "segment_tokens": 17_408,  # the context, the largest chunk, in whole Ki
+        "stream_tokens": None,
     }
-    assert config.model_config.max_model_len == 131_072
+    assert config.model_config.max_model_len == 17_408
     assert config.scheduler_config.scheduler_cls == "vllm_sink.engine.scheduler.SinkScheduler"
     assert config.parallel_config.worker_cls == "vllm_sink.worker.cpu.SinkCPUWorker"
 
@@ -135,6 +137,10 @@ def test_doctor(folder: Path) -> None:
     assert verdict["blocks_per_stream"] == 4
     assert verdict["streams_that_fit"] == (2**30 // (3072 * 32) - 1) // 4
     assert "supported" in doctor.render(verdict)
+    assert (verdict["max_stream_tokens"], verdict["segment_tokens"]) == (None, 17_408)
+    assert "until it is stopped, in segments of 17,408 tokens" in doctor.render(verdict)
+    bounded = _diagnose(folder, dtype="float32", max_model_len=5000)
+    assert "5,000 tokens (--max-model-len)" in doctor.render(bounded)
 
 
 def test_doctor_of_a_folder_that_is_not_there(tmp_path: Path) -> None:
@@ -184,3 +190,33 @@ def test_length_dependent_rope_is_refused(
     verdict = _diagnose(changed)
     assert not verdict["supported"]
     assert why in verdict["refused"]
+
+
+def test_max_model_len_bounds_streams_not_their_bookkeeping(folder: Path) -> None:
+    policy = {"name": "sink", "segment_tokens": 1024}
+    for length, bookkeeping in ((None, 1024), (-1, 1024), (100_000, 1024), (512, 512)):
+        config = _config(folder, policy, max_model_len=length)
+        assert config.model_config.max_model_len == bookkeeping
+        wanted = None if length == -1 else length
+        assert config.additional_config["kv_policy"]["stream_tokens"] == wanted
+
+
+def test_a_config_that_is_made_twice_is_the_same(folder: Path) -> None:
+    """API server processes make theirs from the arguments that the first has seen."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    policy = {"kv_policy": {"name": "sink"}}
+    args = EngineArgs(model=str(folder), dtype="float32", additional_config=policy)
+    first, second = args.create_engine_config(), args.create_engine_config()
+    assert first.additional_config == second.additional_config
+    assert first.model_config.max_model_len == second.model_config.max_model_len
+
+
+@pytest.mark.parametrize("segment", [0, -5, 1.5, "big", 223])
+def test_bad_segment(folder: Path, segment: Any) -> None:
+    """One block of sinks, two of window, three to spare: 6 blocks of 32 tokens and no less."""
+    policy = {"name": "sink", "window_tokens": 60, "segment_tokens": segment}
+    with pytest.raises(PolicyError, match="--segment-tokens") as caught:
+        _config(folder, {**policy, "window_tokens": 90})
+    assert caught.value.value == segment
+    assert _config(folder, {**policy, "segment_tokens": 192}).model_config.max_model_len == 192

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.v1.core.kv_cache_utils import generate_block_hash_extra_keys, hash_block_tokens
 
+from vllm_sink.segments import base_of
+
 if TYPE_CHECKING:
     from vllm.v1.core.kv_cache_utils import BlockHash
     from vllm.v1.request import Request
@@ -49,7 +51,7 @@ def sink_block_hasher(
         hashes: list[BlockHash] = []
         while (end := start + block_size) <= request.num_tokens:
             extra, _ = generate_block_hash_extra_keys(request, start, end, 0)
-            if end > shared_tokens:
+            if base_of(request) + end > shared_tokens:
                 extra = (*(extra or ()), ("sink_tokens", sink_tokens))
             parent = hash_block_tokens(hash_fn, parent, request.all_token_ids[start:end], extra)
             hashes.append(parent)

@@ -42,6 +42,10 @@ class Stream:
         hit_tokens: a prefix hit spared it their computation, at its last admission.
         admitted: it holds blocks since its last admission.
         refused: it waits, since the pool could not promise it its blocks.
+        waiting_tokens: the part of its prompt that its segment has no room for yet.
+        dropped_blocks: blocks that rollovers took out between its sinks and its window.
+
+    All counts of tokens are in bookkeeping indices, which a rollover lowers.
     """
 
     sink_tokens: int
@@ -52,6 +56,8 @@ class Stream:
     hit_tokens: int = 0
     admitted: bool = False
     refused: bool = False
+    waiting_tokens: int = 0
+    dropped_blocks: int = 0
 
 
 class SinkWindowManager(SingleTypeKVCacheManager):
@@ -89,7 +95,8 @@ class SinkWindowManager(SingleTypeKVCacheManager):
 
     def blocks_needed(self, stream: Stream, settled_tokens: int) -> int:
         """The most blocks that the stream can hold from ``settled_tokens`` on."""
-        in_flight = min(self.max_in_flight_tokens, stream.prefill_tokens - settled_tokens)
+        prefill = stream.prefill_tokens + stream.waiting_tokens
+        in_flight = min(self.max_in_flight_tokens, prefill - settled_tokens)
         return self.kv_cache_spec.max_blocks(
             stream.sink_tokens, max(1, in_flight), stream.total_tokens
         )
@@ -98,6 +105,12 @@ class SinkWindowManager(SingleTypeKVCacheManager):
         """Whether the stream keeps its block ``index`` until it ends."""
         last = policy.window_block(stream.total_tokens - 1, self.window_tokens, self.block_size)
         return index < policy.sink_blocks(stream.sink_tokens, self.block_size) or index >= last
+
+    def _index(self, stream: Stream, true_index: int) -> int:
+        """Where a stream's list has the block at this index of its text; -1 if it rolled out."""
+        pinned = policy.sink_blocks(stream.sink_tokens, self.block_size)
+        i = true_index - stream.dropped_blocks
+        return true_index if true_index < pinned else i if i >= pinned else -1
 
     def reserved_blocks(self, request_id: str, hit: dict[int, tuple[KVCacheBlock, int]]) -> int:
         """Blocks that the other live streams do not hold yet and may still ask for.
@@ -117,11 +130,11 @@ class SinkWindowManager(SingleTypeKVCacheManager):
             live = self.streams.get(other)
             if other == request_id or live is None or not blocks:
                 continue
-            rolling = sum(
-                1
-                for block, i in shared
-                if i < len(blocks) and blocks[i] is block and not self._lasting(live, i)
-            )
+            rolling = 0
+            for block, true_index in shared:
+                i = self._index(live, true_index)
+                if 0 <= i < len(blocks) and blocks[i] is block and not self._lasting(live, i):
+                    rolling += 1
             need = self.blocks_needed(live, live.settled_tokens)
             reserved += max(0, need - (live.held - rolling))
         return reserved
@@ -241,11 +254,42 @@ class SinkWindowManager(SingleTypeKVCacheManager):
             stream.held -= len(freed)
             self.counts.recycled_blocks += len(freed)
 
+    def drop_recycled(self, request_id: str) -> tuple[int, int]:
+        """Take the recycled blocks out of the stream's list: ``[first, end)``, as they were.
+
+        The tokens of those blocks leave every count of the stream. The last full block stays even
+        where the window is smaller: the next one's hash is chained to its hash.
+        """
+        stream = self.stream(request_id)
+        blocks = self.req_to_blocks[request_id]
+        first = end = policy.sink_blocks(stream.sink_tokens, self.block_size)
+        last = stream.settled_tokens // self.block_size - 1
+        while end < min(last, len(blocks)) and blocks[end].is_null:
+            end += 1
+        del blocks[first:end]
+        # Not every engine caches prefixes; where one does, what was recycled had been cached.
+        cached = self.num_cached_block.get(request_id, 0)
+        self.num_cached_block[request_id] = max(0, cached - (end - first))
+        stream.dropped_blocks += end - first
+        tokens = (end - first) * self.block_size
+        stream.total_tokens -= tokens
+        stream.prefill_tokens -= tokens
+        stream.settled_tokens -= tokens
+        stream.hit_tokens -= tokens
+        return first, end
+
+    def feed(self, request_id: str, tokens: int) -> None:
+        """So many tokens of the prompt that waited are in the stream's bookkeeping now."""
+        stream = self.stream(request_id)
+        stream.waiting_tokens -= tokens
+        stream.prefill_tokens += tokens
+
     def pop_blocks_for_free(self, request_id: str) -> list[KVCacheBlock]:
         if request_id in self.streams:
             stream = self.streams[request_id]
             stream.held = stream.settled_tokens = stream.hit_tokens = 0
             stream.admitted = False
+            stream.dropped_blocks = 0
         return super().pop_blocks_for_free(request_id)
 
     # -- prefix cache ---------------------------------------------------------------------------

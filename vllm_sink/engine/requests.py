@@ -11,8 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 from vllm.exceptions import VLLMValidationError
+from vllm.utils import length_from_prompt_token_ids_or_embeds
 
 from vllm_sink import policy
+from vllm_sink.engine.lengths import check_segment, most_sinks, settle_length
 from vllm_sink.errors import PolicyError
 from vllm_sink.policy import KVPolicy, policy_of
 from vllm_sink.request_args import SINK_TOKENS, SYSTEM
@@ -48,6 +50,14 @@ def check_sink_tokens(
             number,
             f"0 to {most}: with the window of {kv_policy.window} tokens the cache may not pass "
             f"the model's context of {kv_policy.native}",
+        )
+    fits = most_sinks(kv_policy, limits.block_size)
+    if number > fits and prompt_tokens + output_tokens > kv_policy.segment:
+        raise PolicyError(
+            SINK_TOKENS,
+            number,
+            f"0 to {fits}: with the window of {kv_policy.window} tokens it must fit in a segment "
+            f"of {kv_policy.segment} (--segment-tokens)",
         )
     need = policy.max_blocks(
         number,
@@ -90,6 +100,15 @@ def checked(process_inputs: Callable[..., Any]) -> Callable[..., Any]:
         params = request.sampling_params
         if kv_policy is None or params is None:
             return request
+        prompt_tokens = length_from_prompt_token_ids_or_embeds(
+            request.prompt_token_ids, request.prompt_embeds
+        )
+        total = settle_length(params, prompt_tokens, self.model_config.max_model_len)
+        block_size = self.vllm_config.cache_config.block_size
+        try:
+            check_segment(request, kv_policy, prompt_tokens, total, block_size)
+        except PolicyError as error:
+            raise VLLMValidationError(str(error), parameter=error.field) from None
         value = (params.extra_args or {}).get(SINK_TOKENS)
         if value is None:
             return request

@@ -14,9 +14,11 @@ from vllm.v1.core.sched.scheduler import Scheduler
 
 from vllm_sink.cache.hashing import SinkBlockHashes, sink_block_hasher
 from vllm_sink.cache.manager import SinkWindowManager
+from vllm_sink.engine.rollover import RollingStreams
 from vllm_sink.engine.stats import StreamReporting
 from vllm_sink.policy import policy_of
 from vllm_sink.request_args import sink_tokens_of
+from vllm_sink.segments import ENDLESS_TOKENS
 
 if TYPE_CHECKING:
     from vllm.v1.request import Request
@@ -68,11 +70,9 @@ class StreamScheduling(_Base):
     def _open(self, request: Request) -> None:
         default = self.kv_policy.sink_tokens
         sinks = sink_tokens_of(request.sampling_params, default)
-        self.manager.open_stream(
-            request.request_id,
-            sinks,
-            min(request.num_prompt_tokens + request.max_tokens, self.max_model_len),
-        )
+        limit = self.kv_policy.stream_tokens or ENDLESS_TOKENS
+        total = min(request.num_prompt_tokens + request.max_tokens, limit)
+        self.manager.open_stream(request.request_id, sinks, total)
         if sinks != default and request._block_hasher is not None:
             shared = min(sinks, default) + self.kv_policy.window
             request.block_hashes = SinkBlockHashes(sinks)
@@ -86,9 +86,9 @@ class StreamScheduling(_Base):
         self.manager.close_stream(request.request_id)
 
 
-class SinkScheduler(StreamReporting, StreamScheduling, Scheduler):
+class SinkScheduler(StreamReporting, StreamScheduling, RollingStreams, Scheduler):
     """Synchronous scheduling (vLLM: ``v1/core/sched/scheduler.py``)."""
 
 
-class SinkAsyncScheduler(StreamReporting, StreamScheduling, AsyncScheduler):
+class SinkAsyncScheduler(StreamReporting, StreamScheduling, RollingStreams, AsyncScheduler):
     """Scheduling one step ahead (vLLM: ``v1/core/sched/async_scheduler.py``)."""

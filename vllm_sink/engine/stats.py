@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from vllm_sink import compat
@@ -10,18 +11,15 @@ from vllm_sink.metrics.config import MetricsConfig
 from vllm_sink.metrics.stats import StreamStats
 from vllm_sink.metrics.tenants import Tenants
 from vllm_sink.request_args import tenant_of
+from vllm_sink.segments import base_of
 
 if TYPE_CHECKING:
-    from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.metrics.stats import SchedulerStats
     from vllm.v1.request import Request
 
-    from vllm_sink.cache.manager import SinkWindowManager
-    from vllm_sink.policy import KVPolicy
+    from vllm_sink.engine.rollover import RollingStreams
 
-    class _Base(Scheduler):
-        manager: SinkWindowManager
-        kv_policy: KVPolicy
+    class _Base(RollingStreams):
         streams_that_fit: int
 else:
     _Base: TypeAlias = object
@@ -59,7 +57,18 @@ class StreamReporting(_Base):
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
         super()._preempt_request(request, *args, **kwargs)
         if self.statistics is not None:
-            self.statistics.preempted()
+            self.statistics.preempted(request.request_id)
+
+    def _roll(self, request: Request) -> None:
+        if self.statistics is None:
+            super()._roll(request)
+            return
+        self.statistics.rolls(request.request_id)
+        begin, rollovers, base = time.perf_counter(), self.rollovers, base_of(request)
+        super()._roll(request)
+        if self.rollovers > rollovers:
+            seconds = time.perf_counter() - begin
+            self.statistics.rolled(request.request_id, base_of(request) - base, seconds)
 
     def _free_request_blocks(self, request: Request) -> None:
         if self.statistics is not None:

@@ -100,25 +100,28 @@ class StreamCollector:
         known.admissions += 1
         known.computed_tokens = known.evicted_tokens = 0
 
-    def preempted(self) -> None:
-        """A stream lost its blocks and will be computed again."""
+    def preempted(self, request_id: str) -> None:
+        """A stream lost its blocks and will be computed again, from what vLLM's lists hold."""
         self._pending.preemptions += 1
+        if (known := self._known.get(request_id)) is not None:
+            known.rolled_tokens = 0
 
-    def rollover(self, request_id: str, tokens: int, seconds: float) -> None:
-        """A stream's bookkeeping was shortened (the one place where rollovers are reported).
+    def rolls(self, request_id: str) -> None:
+        """A stream's bookkeeping is about to be shortened: count what was computed until now."""
+        known, stream = self._known.get(request_id), self._manager.streams.get(request_id)
+        if known is not None and stream is not None:
+            self._count(known, stream)
+
+    def rolled(self, request_id: str, tokens: int, seconds: float) -> None:
+        """A stream's bookkeeping was shortened, and the manager's indices with it.
 
         Args:
             request_id: the request's.
             tokens: how many left vLLM's lists.
             seconds: how long it took.
         """
-        known, stream = self._known.get(request_id), self._manager.streams.get(request_id)
-        if known is not None and stream is not None:
-            # What was computed since the last message, before indices move.
-            self._count(known, stream)
+        if (known := self._known.get(request_id)) is not None:
             known.rolled_tokens += tokens
-            stream.settled_tokens -= tokens
-            stream.hit_tokens -= tokens
         self._pending.rollovers.append(seconds)
 
     def ended(self, request_id: str, tokens: int) -> None:

@@ -14,8 +14,10 @@ from vllm_sink.attention.rows import rows_of
 from vllm_sink.errors import PolicyError
 from vllm_sink.policy import policy_of
 from vllm_sink.worker.binding import bind_rotary
+from vllm_sink.worker.rollover import StreamRollovers, rollovers_for
 
 if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheSpec
     from vllm.v1.worker.gpu_worker import Worker
 
@@ -26,6 +28,8 @@ else:
 
 class SinkWorkerMixin(_Base):
     """What both platforms' workers get."""
+
+    rollovers: StreamRollovers
 
     def load_model(self, **kwargs: Any) -> None:
         with compat.attention_backend_override():
@@ -79,9 +83,18 @@ class SinkWorkerMixin(_Base):
         kv_policy = policy_of(self.vllm_config)
         assert kv_policy is not None
         use_v2 = self.vllm_config.use_v2_model_runner
+        self.rollovers = rollovers_for(self.model_runner, use_v2)
         rows = rows_of(self.model_runner, use_v2, kv_policy.sink_tokens)
         for groups in self.model_runner.attn_groups:
             for group in groups:
                 for builder in group.metadata_builders:
                     assert isinstance(builder, SinkMetadataBuilder)
                     builder.rows = rows
+
+    def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
+        self.rollovers.before_step(scheduler_output)
+        return super().execute_model(scheduler_output)
+
+    def count_rollovers(self) -> int:
+        """How often a stream has rolled over; for ``collective_rpc``."""
+        return self.rollovers.count

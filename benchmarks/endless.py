@@ -1,0 +1,294 @@
+"""Endless streams over HTTP: what a token costs, and what the server holds, from first to last.
+
+    python -m benchmarks.endless --model DIR --streams 8 --tokens 20000 --sink-tokens 4 \\
+        --window-tokens 509 --segment-tokens 2048 --json out.json
+
+``vllm serve`` runs in processes of its own; each stream is one streamed completion, and beside
+them a short request comes every ``--short-every`` seconds. With ``--minutes`` instead of
+``--tokens`` the streams run until the time is over and are then left by their clients. ``--check``
+ends with status 1 if a token became dearer, or a process or the KV cache larger (``make soak``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import threading
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from benchmarks import record
+from benchmarks.served import Served, serve
+
+#: Points of a stream's curve.
+POINTS = 500
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.endless",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", required=True, help="a model folder or name")
+    parser.add_argument("--streams", type=int, default=8)
+    until = parser.add_mutually_exclusive_group(required=True)
+    until.add_argument("--tokens", type=int, help="generated tokens of each stream")
+    until.add_argument("--minutes", type=float, help="how long, instead of how many tokens")
+    parser.add_argument("--sink-tokens", type=int, default=4)
+    parser.add_argument("--window-tokens", type=int, default=509)
+    parser.add_argument("--segment-tokens", type=int, default=2048)
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--prompt", default="Once upon a time", help="of each stream")
+    parser.add_argument("--short-every", type=float, default=2.0, help="seconds; 0 for none")
+    parser.add_argument("--sample-every", type=float, default=2.0, help="seconds")
+    parser.add_argument(
+        "--serve-args",
+        default="--enforce-eager",
+        help="more flags of vllm serve: --serve-args='...'",
+    )
+    parser.add_argument("--check", action="store_true", help="fail if anything grows")
+    parser.add_argument("--json", required=True, type=Path, help="where the result goes")
+    args = parser.parse_args()
+    for flag, least in (("streams", 1), ("tokens", 100), ("minutes", 0.1)):
+        value = getattr(args, flag)
+        if value is not None and value < least:
+            parser.error(f"--{flag}: {value} is not allowed; allowed: {least} or more")
+    return args
+
+
+class Run:
+    """What happens, as it happens; every list holds (seconds, tokens so far, ...)."""
+
+    def __init__(self, served: Served, args: argparse.Namespace) -> None:
+        self.served, self.args = served, args
+        self.begin = time.perf_counter()
+        self.over = threading.Event()
+        self.arrived = [0] * args.streams
+        # (index of the token, seconds) of each stream, thinned to POINTS where the length is known.
+        self.curves: list[list[tuple[int, float]]] = [[] for _ in range(args.streams)]
+        self.samples: list[dict[str, Any]] = []
+        self.short: list[tuple[float, float]] = []
+        self.errors: list[str] = []
+
+    def now(self) -> float:
+        return time.perf_counter() - self.begin
+
+    def follow(self, stream: int) -> None:
+        """One client."""
+        every = max(1, (self.args.tokens or 0) // POINTS) if self.args.tokens else 20
+        body: dict[str, Any] = {
+            "model": "model",
+            "prompt": self.args.prompt,
+            "max_tokens": self.args.tokens or 1 << 40,
+            "seed": stream,
+            "ignore_eos": True,
+            "return_token_ids": True,
+        }
+        events = self.served.stream("/v1/completions", body)
+        try:
+            for event in events:
+                count = sum(len(c.get("token_ids") or []) for c in event["choices"])
+                before, self.arrived[stream] = self.arrived[stream], self.arrived[stream] + count
+                if before // every != self.arrived[stream] // every:
+                    self.curves[stream].append((self.arrived[stream], self.now()))
+                if self.over.is_set():
+                    break
+            else:
+                if not self.args.tokens:
+                    self.errors.append(f"stream {stream} ended by itself")
+        except Exception as error:
+            self.errors.append(f"stream {stream}: {error!r}")
+        finally:
+            events.close()
+
+    def send_short(self) -> None:
+        """Ordinary requests beside the streams."""
+        body = {"model": "model", "prompt": "The sea is", "max_tokens": 16, "ignore_eos": True}
+        while not self.over.wait(self.args.short_every):
+            begin = self.now()
+            try:
+                self.served.post("/v1/completions", body)
+                self.short.append((begin, self.now() - begin))
+            except Exception as error:
+                self.errors.append(f"short request: {error!r}")
+
+    def sample(self) -> None:
+        self.samples.append(
+            {
+                "seconds": self.now(),
+                "tokens": sum(self.arrived),
+                "rollovers": self.served.rollovers(),
+                "kv_blocks": self.served.kv_blocks(),
+                "memory": self.served.memory(),
+            }
+        )
+
+    def __call__(self) -> None:
+        from tqdm import tqdm
+
+        streams = [
+            threading.Thread(target=self.follow, args=(i,)) for i in range(self.args.streams)
+        ]
+        beside = [threading.Thread(target=self.send_short)] if self.args.short_every else []
+        for thread in [*streams, *beside]:
+            thread.start()
+        total = self.args.streams * self.args.tokens if self.args.tokens else None
+        with tqdm(total=total, unit="tok", desc="streaming") as bar:
+            while any(thread.is_alive() for thread in streams):
+                time.sleep(self.args.sample_every)
+                bar.update(sum(self.arrived) - bar.n)
+                if any(thread.is_alive() for thread in streams):
+                    self.sample()
+                if self.args.minutes and self.now() > 60 * self.args.minutes:
+                    self.over.set()
+        self.over.set()
+        for thread in beside:
+            thread.join()
+
+
+def per_token(curve: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """(index, milliseconds a token) between the points of a curve."""
+    return [(j, 1000 * (t - s) / (j - i)) for (i, s), (j, t) in pairwise(curve)]
+
+
+def tenth(values: list[float], number: int) -> float:
+    """The median of the ``number``-th tenth, counted from 1."""
+    a, b = (number - 1) * len(values) // 10, number * len(values) // 10
+    return statistics.median(values[a : max(b, a + 1)])
+
+
+def growth(samples: list[dict[str, Any]]) -> dict[str, float]:
+    """Bytes a token by which each process grew, by least squares over the second half."""
+    half = samples[len(samples) // 2 :]
+    names = set.intersection(*(set(s["memory"]) for s in half))
+    tokens = [float(s["tokens"]) for s in half]
+    if len(set(tokens)) < 2:
+        return {}
+    return {
+        name: statistics.linear_regression(tokens, [s["memory"][name] for s in half]).slope
+        for name in sorted(names)
+    }
+
+
+def summarise(run: Run) -> dict[str, Any]:
+    args = run.args
+    steps = [[ms for _, ms in per_token(curve)] for curve in run.curves]
+    ratios = [tenth(s, 10) / tenth(s, 2) for s in steps if len(s) >= 20]
+    settled = [s for s in run.samples if s["rollovers"] >= args.streams] or run.samples[-1:]
+    latency = [seconds for _, seconds in run.short]
+    return {
+        "benchmark": "endless",
+        "model": Path(args.model).name,
+        "dtype": args.dtype,
+        "streams": args.streams,
+        "sink_tokens": args.sink_tokens,
+        "window_tokens": args.window_tokens,
+        "segment_tokens": args.segment_tokens,
+        "tokens": sum(run.arrived),
+        "tokens_of_each": run.arrived,
+        "seconds": run.now(),
+        "rollovers": run.samples[-1]["rollovers"],
+        "ms_per_token_second_tenth": statistics.median(tenth(s, 2) for s in steps),
+        "ms_per_token_last_tenth": statistics.median(tenth(s, 10) for s in steps),
+        "last_over_second_tenth": statistics.median(ratios) if ratios else None,
+        "kv_blocks": sorted({s["kv_blocks"] for s in settled}),
+        "bytes_per_token": growth(run.samples),
+        "memory_first_and_last": {
+            name: [settled[0]["memory"].get(name), settled[-1]["memory"].get(name)]
+            for name in settled[-1]["memory"]
+        },
+        "short_requests": len(latency),
+        "short_seconds_median": statistics.median(latency) if latency else None,
+        "short_seconds_first_half": _median_half(latency, 0),
+        "short_seconds_second_half": _median_half(latency, 1),
+        "errors": run.errors,
+        "samples": run.samples,
+        "curves": run.curves,
+    }
+
+
+def _median_half(values: list[float], half: int) -> float | None:
+    middle = len(values) // 2
+    part = values[middle:] if half else values[:middle]
+    return statistics.median(part) if part else None
+
+
+def complaints(result: dict[str, Any]) -> list[str]:
+    """What a soak does not tolerate."""
+    found = list(result["errors"])
+    ratio = result["last_over_second_tenth"]
+    if ratio is not None and ratio > 1.1:
+        found.append(f"a token costs {ratio:.2f} times what it did")
+    for name, (first, last) in result["memory_first_and_last"].items():
+        if first is not None and last > first + 32 * 2**20:
+            found.append(f"{name} grew from {first / 2**20:.0f} to {last / 2**20:.0f} MiB")
+    blocks = result["kv_blocks"]
+    # A window begins anywhere in its first block; short requests come and go.
+    slack = 2 * result["streams"] + 4
+    if blocks[-1] - blocks[0] > slack:
+        found.append(f"KV blocks between {blocks[0]} and {blocks[-1]}")
+    return found
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Time a token, resident memory, KV blocks and rollovers, from first to last."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(2, 2, figsize=(11, 7))
+    for curve in result["curves"]:
+        points = per_token(curve)
+        axes[0, 0].plot([i for i, _ in points], [ms for _, ms in points], linewidth=0.6)
+    axes[0, 0].set(xlabel="token of the stream", ylabel="ms a token", ylim=(0, None))
+    samples = result["samples"]
+    tokens = [s["tokens"] for s in samples]
+    for name in samples[-1]["memory"]:
+        sizes = [s["memory"].get(name, float("nan")) / 2**20 for s in samples]
+        axes[0, 1].plot(tokens, sizes, label=name, linewidth=1)
+    axes[0, 1].set(xlabel="tokens, all streams", ylabel="resident MiB", ylim=(0, None))
+    axes[0, 1].legend(fontsize=7)
+    axes[1, 0].plot(tokens, [s["kv_blocks"] for s in samples], linewidth=1)
+    axes[1, 0].set(xlabel="tokens, all streams", ylabel="KV blocks in use", ylim=(0, None))
+    axes[1, 1].plot(tokens, [s["rollovers"] for s in samples], linewidth=1)
+    axes[1, 1].set(xlabel="tokens, all streams", ylabel="rollovers")
+    figure.suptitle(
+        f"{result['streams']} streams, S {result['sink_tokens']}, W {result['window_tokens']}, "
+        f"segments of {result['segment_tokens']}: {result['tokens']:,} tokens"
+    )
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    args = parse_args()
+    flags = (
+        f"--kv-policy sink --sink-tokens {args.sink_tokens} --window-tokens {args.window_tokens} "
+        f"--segment-tokens {args.segment_tokens} --served-model-name model --dtype {args.dtype} "
+        f"--max-num-seqs {args.streams + 8} {args.serve_args}"
+    )
+    with serve(args.model, args.json.with_suffix(".log"), flags.split()) as served:
+        run = Run(served, args)
+        run()
+    result = summarise(run)
+    record.write(args.json, result)
+    draw(result, args.json.with_suffix(".png"))
+    grown = ", ".join(f"{n} {b:+.2f}" for n, b in result["bytes_per_token"].items())
+    ratio = result["last_over_second_tenth"]
+    print(
+        f"{result['tokens']:,} tokens, {result['rollovers']} rollovers, "
+        f"{result['ms_per_token_last_tenth']:.1f} ms a token in the last tenth"
+        f"{'' if ratio is None else f' ({ratio:.3f} of the second)'}; bytes a token: {grown}; "
+        f"KV blocks {result['kv_blocks'][0]} to {result['kv_blocks'][-1]} -> {args.json}"
+    )
+    found = complaints(result) if args.check else result["errors"]
+    if found:
+        raise SystemExit("\n".join(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""A real ``vllm serve`` in processes of its own, and what can be read of it while it works."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+
+class Served:
+    """A server that answers.
+
+    url: where. process: its first process; the engine's are its children.
+    """
+
+    def __init__(self, url: str, process: subprocess.Popen[bytes]) -> None:
+        self.url = url
+        self.process = process
+
+    def _open(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json"}
+        return urllib.request.urlopen(
+            urllib.request.Request(self.url + path, data, headers), timeout=600
+        )
+
+    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        with self._open(path, body) as answer:
+            return dict(json.load(answer))
+
+    def stream(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """The events of a streamed answer; closing the iterator is a client that leaves."""
+        with self._open(path, {**body, "stream": True}) as answer:
+            for line in answer:
+                text = line.decode().strip()
+                if text.startswith("data: ") and text != "data: [DONE]":
+                    yield json.loads(text.removeprefix("data: "))
+
+    def rollovers(self) -> int:
+        """How many there were, by the first worker's count."""
+        answer = self.post("/collective_rpc", {"method": "count_rollovers"})
+        return int(answer["results"][0])
+
+    def kv_blocks(self) -> int:
+        """Blocks of the KV pool that are in use."""
+        with self._open("/metrics") as answer:
+            text = answer.read().decode()
+        usage = re.search(r"^vllm:kv_cache_usage_perc\{.*\} (\S+)$", text, re.MULTILINE)
+        blocks = re.search(r'^vllm:cache_config_info\{.*num_gpu_blocks="(\d+)"', text, re.MULTILINE)
+        assert usage is not None
+        assert blocks is not None
+        return round(float(usage[1]) * (int(blocks[1]) - 1))
+
+    def memory(self) -> dict[str, int]:
+        """Resident bytes of each process, by name."""
+        found: dict[str, int] = {}
+        for pid in _family(self.process.pid):
+            with suppress(OSError):  # it may just have ended
+                status = Path(f"/proc/{pid}/status").read_text()
+                resident = re.search(r"^VmRSS:\s+(\d+) kB$", status, re.MULTILINE)
+                if resident is not None:
+                    found[_name(pid, self.process.pid)] = 1024 * int(resident[1])
+        return found
+
+
+def _family(pid: int) -> Iterator[int]:
+    yield pid
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            for child in task.read_text().split():
+                yield from _family(int(child))
+
+
+def _name(pid: int, first: int) -> str:
+    if pid == first:
+        return "API server"
+    title = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode()
+    return title if title.startswith("VLLM::") else f"{Path(title).name} {pid}"
+
+
+@contextmanager
+def serve(model: str, log: Path, flags: list[str]) -> Iterator[Served]:
+    """``vllm serve MODEL FLAGS`` on a free port, from its first answer to its end."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    vllm = str(Path(sys.executable).with_name("vllm"))
+    command = [vllm, "serve", model, "--host", "127.0.0.1", "--port", str(port), *flags]
+    # The endpoint that asks a worker for its count is one of vLLM's for development.
+    environment = {**os.environ, "VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as out:
+        process = subprocess.Popen(command, env=environment, stdout=out, stderr=out)
+        served = Served(f"http://127.0.0.1:{port}", process)
+        try:
+            _wait_until_healthy(served, log)
+            yield served
+        finally:
+            process.terminate()
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _wait_until_healthy(served: Served, log: Path) -> None:
+    while served.process.poll() is None:
+        try:
+            with served._open("/health"):
+                return
+        except OSError:
+            time.sleep(0.5)
+    raise SystemExit(f"vllm serve did not come up; the end of {log}:\n{log.read_text()[-3000:]}")

@@ -1,0 +1,237 @@
+"""The scheduler's side of a rollover (``vllm_sink/segments.py`` says what that is).
+
+Between two steps, when nothing of a stream is in flight: its evicted blocks leave the block list,
+their hashes and tokens leave the request, and every count of vLLM's is lowered by what left. A
+prompt that is longer than a segment is fed to vLLM by and by, at the same moments.
+
+**A rolled stream that is preempted** cannot be computed again: its middle is gone. Admission
+reserves what it may need, so no other stream ever preempts it; where somebody does so by hand
+(``reset_prefix_cache`` of running requests), it *starts again from what it remembers*: its sinks
+and what its segment still holds are its text from then on. That is a text like any other: hashes,
+positions and keys are those of that text, and nobody else's cache is touched.
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from vllm.logger import init_logger
+from vllm.v1.core.sched.scheduler import Scheduler
+
+from vllm_sink.cache.manager import SinkWindowManager
+from vllm_sink.policy import KVPolicy
+from vllm_sink.segments import (
+    BASE_FIELD,
+    OUTPUT_FIELD,
+    Rollover,
+    StepRollovers,
+    base_of,
+    full_at,
+)
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.request import Request
+
+    _Base: TypeAlias = Scheduler
+else:
+    _Base = object
+
+logger = init_logger("vllm.sink")
+
+
+class RollingStreams(_Base):
+    """The part of both schedulers that keeps streams within a segment.
+
+    Attributes:
+        rollovers: how many there were.
+        restarts: rolled streams that were preempted and started again from what they remember.
+    """
+
+    kv_policy: KVPolicy
+    manager: SinkWindowManager
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.full = full_at(self.max_model_len, self.block_size)
+        self.rollovers = 0
+        self.restarts = 0
+        # What a segment has no room for yet, of prompts that are longer.
+        self._rests: dict[str, array[int]] = {}
+        self._step = StepRollovers()
+
+    def _rolls(self) -> bool:
+        """Whether a stream can outgrow the segment at all."""
+        limit = self.kv_policy.stream_tokens
+        return limit is None or limit > self.max_model_len
+
+    # -- a prompt comes in ------------------------------------------------------------------------
+
+    def add_request(self, request: Request) -> None:
+        if request.request_id not in self.requests:
+            self._hold_back(request)
+        super().add_request(request)
+
+    def _update_request_as_session(self, session: Request, update: Any) -> None:
+        super()._update_request_as_session(session, update)
+        self._hold_back(session)
+
+    def _hold_back(self, request: Request) -> None:
+        """Keep what is too much of a prompt until the stream has room for it."""
+        if not self._rolls() or request.num_tokens <= self.full or not request.prompt_token_ids:
+            return
+        rest = array("i", request._all_token_ids[self.full :])
+        self._rests[request.request_id] = rest
+        self.manager.stream(request.request_id).waiting_tokens = len(rest)
+        del request._all_token_ids[self.full :]
+        request.prompt_token_ids = request.prompt_token_ids[: self.full]
+        request.num_prompt_tokens = self.full
+        del request.block_hashes[self.full // self.hash_block_size :]
+
+    # -- a step -----------------------------------------------------------------------------------
+
+    def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
+        if self._rolls():
+            for request in self.running:
+                if self._due(request):
+                    self._roll(request)
+        output = super().schedule(*args, **kwargs)
+        for new in output.scheduled_new_reqs:
+            if base := base_of(self.requests[new.req_id]):
+                self._step.bases[new.req_id] = base
+            if rest := self._rests.get(new.req_id):
+                self._count_prompt(self.requests[new.req_id], len(rest))
+        if self._step:
+            setattr(output, OUTPUT_FIELD, self._step)
+            self._step = StepRollovers()
+        return output
+
+    @staticmethod
+    def _count_prompt(request: Request, more: int) -> None:
+        """Statistics are of the whole prompt."""
+        if request.prefill_stats is not None and not request.num_preemptions:
+            request.prefill_stats.num_prompt_tokens += more
+            request.prefill_stats.num_computed_tokens += more
+
+    def _due(self, request: Request) -> bool:
+        """Whether the stream rolls before this step; what is in flight arrives first."""
+        if request.num_in_flight_tokens:
+            return False
+        left = request.num_tokens - request.num_computed_tokens
+        if request.request_id in self._rests:
+            return left <= self.max_num_scheduled_tokens
+        # A prompt that just fits is computed first: somebody may have asked for its
+        # log-probabilities, and vLLM's worker counts them by its length.
+        return request.num_tokens >= self.full and left <= 1 <= request.num_output_tokens
+
+    def _reserve_prefill_lookahead(
+        self, request: Request, num_computed_tokens: int, num_new_tokens: int
+    ) -> int:
+        """How many tokens of a request this step may take: vLLM asks for every request.
+
+        Never the last token of a prompt of which more is to come, since vLLM would sample after it;
+        and none of a stream that must roll, until all that is in flight has arrived.
+        """
+        tokens = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
+        if request.request_id in self._rests:
+            return max(0, min(tokens, request.num_tokens - 1 - num_computed_tokens))
+        length = request.num_tokens + request.num_output_placeholders
+        drains = request.num_in_flight_tokens and num_computed_tokens >= length - 1 >= self.full - 1
+        return 0 if drains and self._rolls() else tokens
+
+    # -- the rollover -----------------------------------------------------------------------------
+
+    def _roll(self, request: Request) -> None:
+        """Cut the evicted tokens ``[a, b)`` out of everything, and feed what waits."""
+        name = request.request_id
+        self.manager.remove_skipped_blocks(name, request.num_computed_tokens)
+        first, end = self.manager.drop_recycled(name)
+        a, b = first * self.block_size, end * self.block_size
+        prompt_cut = min(b, request.num_prompt_tokens) - min(a, request.num_prompt_tokens)
+        self._cut(request, a, b, prompt_cut)
+        fed = self._feed(request)
+        if a == b and not fed:
+            return
+        self.rollovers += 1
+        # The V1 runner, a step ahead, wants all tokens of a request that joins its batch again.
+        self.prev_step_scheduled_req_ids.discard(name)
+        self._step.rolled.append(
+            Rollover(
+                request_id=name,
+                base=base_of(request),
+                cut=(a, b),
+                fed=fed,
+                tokens=list(request._all_token_ids),
+                num_prompt_tokens=request.num_prompt_tokens,
+                num_prompt_cut=prompt_cut,
+                num_computed_tokens=request.num_computed_tokens,
+                block_ids=[block.block_id for block in self.manager.req_to_blocks[name]],
+            )
+        )
+
+    def _cut(self, request: Request, a: int, b: int, prompt_cut: int) -> None:
+        output_cut = b - a - prompt_cut
+        at = max(a, request.num_prompt_tokens) - request.num_prompt_tokens
+        # In place, since vLLM holds views of these two; the prompt's list may be the worker's too.
+        del request._all_token_ids[a:b]
+        del request._output_token_ids[at : at + output_cut]
+        if prompt_cut:
+            assert request.prompt_token_ids is not None
+            prompt = request.prompt_token_ids
+            request.prompt_token_ids = prompt[:a] + prompt[a + prompt_cut :]
+        del request.block_hashes[a // self.hash_block_size : b // self.hash_block_size]
+        request.num_prompt_tokens -= prompt_cut
+        request.num_computed_tokens -= b - a
+        request.max_tokens -= output_cut
+        params = request.sampling_params
+        if params is not None and params.min_tokens and output_cut:
+            params = params.clone()
+            params.min_tokens = max(0, params.min_tokens - output_cut)
+            request.sampling_params = params
+        setattr(request, BASE_FIELD, base_of(request) + b - a)
+
+    def _feed(self, request: Request) -> list[int]:
+        rest = self._rests.get(request.request_id)
+        if rest is None:
+            return []
+        fed = rest[: self.full - request.num_tokens].tolist()
+        if len(fed) == len(rest):
+            del self._rests[request.request_id]
+        else:
+            del rest[: len(fed)]
+        if fed:
+            assert request.prompt_token_ids is not None
+            request._all_token_ids.extend(fed)
+            request.prompt_token_ids = request.prompt_token_ids + fed
+            request.num_prompt_tokens += len(fed)
+            request.update_block_hashes()
+            self.manager.feed(request.request_id, len(fed))
+        return fed
+
+    # -- a stream goes ----------------------------------------------------------------------------
+
+    def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        super()._preempt_request(request, *args, **kwargs)
+        if not base_of(request):
+            return
+        logger.warning(
+            "A stream was preempted after %d tokens had left its bookkeeping: it starts again from "
+            "the %d tokens that it remembers (request %s)",
+            base_of(request),
+            request.num_tokens,
+            request.request_id,
+        )
+        self.restarts += 1
+        self._forget(request)
+
+    @staticmethod
+    def _forget(request: Request) -> None:
+        """What is left is the stream's text from now on; its blocks are hashed as such."""
+        setattr(request, BASE_FIELD, 0)
+        request.block_hashes.clear()
+        request.update_block_hashes()
+
+    def _free_blocks(self, request: Request) -> None:
+        super()._free_blocks(request)
+        self._rests.pop(request.request_id, None)

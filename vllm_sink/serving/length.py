@@ -1,0 +1,41 @@
+"""How long a request may be, as everything in front of the engine is told.
+
+vLLM has one number for two things, ``model_config.max_model_len``: the size of the scheduler's and
+the worker's buffers, and the length at which the front end refuses or cuts a request (the
+protocols, ``get_max_tokens``, the renderer, the input processor). Under the policy the first is a
+segment and the second is the stream's own limit. So the front end gets a config of its own, which
+differs in that number; the engine core has been started with the other by then.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+from vllm_sink.policy import KVPolicy, policy_of
+from vllm_sink.segments import ENDLESS_TOKENS
+
+
+def longest(kv_policy: KVPolicy) -> int:
+    """The most tokens of a request, prompt and output together."""
+    return min(kv_policy.stream_tokens or ENDLESS_TOKENS, ENDLESS_TOKENS)
+
+
+def with_stream_length(init: Callable[..., None]) -> Callable[..., None]:
+    """``__init__`` of an engine's front (``AsyncLLM``, ``LLMEngine``) that knows streams."""
+
+    def initialise(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        kv_policy = policy_of(self.vllm_config)
+        if kv_policy is None:
+            return
+        config = copy.copy(self.vllm_config)
+        config.model_config = copy.copy(config.model_config)
+        config.model_config.max_model_len = longest(kv_policy)
+        self.vllm_config, self.model_config = config, config.model_config
+        for part in (self.input_processor, self.renderer, self.input_processor.renderer):
+            part.model_config = config.model_config
+        self.input_processor.vllm_config = config
+
+    return initialise
