@@ -18,7 +18,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help env model text serve test test-all soak monitoring-test dashboard dashboard-picture lint type ci clean
+.PHONY: help env model text serve test test-all test-gpu memcheck bench-gpu soak monitoring-test dashboard dashboard-picture lint type ci clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -40,6 +40,19 @@ test: env model text ## run the tests, without the slow ones (more pytest flags 
 
 test-all: env model text ## run all tests
 	$(PYTEST) $(ARGS)
+
+test-gpu: env ## run the tests that need an NVIDIA GPU, four at a time
+	HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 $(VENV)/python -m pytest -q -n 4 tests/gpu $(ARGS)
+
+memcheck: env ## NVIDIA's compute-sanitizer over this project's kernels
+	compute-sanitizer --tool memcheck --error-exitcode 1 $(VENV)/python -m pytest -q \
+		tests/gpu/test_providers.py -k "triton and (plain or odd or alibi) and not flash" $(ARGS)
+
+bench-gpu: env ## every GPU figure of the README, into benchmarks/out
+	$(VENV)/python -m benchmarks.kernel --json benchmarks/out/kernel.json
+	for e in "tpot --batch 1,32" "tpot --batch 128 --layers 12" ttft full flat; do \
+		$(VENV)/python -m benchmarks.serving --shape llama-3-8b --experiment $$e \
+			--json "benchmarks/out/serving-$$(echo $$e | tr -d ', -').json" || exit 1; done
 
 monitoring-test: env model ## real server, real Prometheus: every query of every panel and rule
 	@command -v prometheus >/dev/null && command -v promtool >/dev/null || { \
