@@ -37,6 +37,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--policy", choices=("sink", "window", "full"), default="sink")
     parser.add_argument("--sink-tokens", type=int)
     parser.add_argument("--window-tokens", type=int)
+    parser.add_argument("--sink-attention", help="the attention provider; default: auto")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--chunk", type=int, default=1024, help="tokens of a prefill chunk")
     parser.add_argument("--bin", type=int, default=512, help="tokens of a point of the curve")
@@ -61,6 +62,7 @@ def engine(args: argparse.Namespace, length: int) -> Any:
             "name": args.policy,
             "sink_tokens": args.sink_tokens,
             "window_tokens": args.window_tokens,
+            "sink_attention": args.sink_attention,
             # The log-probabilities of a prompt are asked of one segment.
             "segment_tokens": length,
         }
@@ -167,6 +169,7 @@ def main() -> None:
         "sink_tokens": policy.get("sink_tokens", 0),
         "window_tokens": policy.get("window_tokens"),
         "native_context": policy.get("native_context") or native_context(args.model),
+        "provider": policy.get("provider"),
         "dtype": args.dtype,
         "chunk": args.chunk,
         "tokens": len(tokens),
