@@ -141,7 +141,7 @@ def row(plan: dict[str, Any], verdict: dict[str, Any], window: int) -> dict[str,
         raise PolicyError("--window-tokens", window, f"1 to {most}")
 
     def blocks(in_flight: int) -> int:
-        return policy.max_blocks(sinks, window, in_flight, verdict["max_stream_tokens"], size)
+        return policy.max_blocks(sinks, window, in_flight, verdict["segment_tokens"], size)
 
     block_bytes = size * plan["kv_bytes_per_token"]
     # One block of the pool is vLLM's null block.

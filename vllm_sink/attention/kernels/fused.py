@@ -277,13 +277,12 @@ def sink_attention(
             return
 
     # Blocks of keys are counted through the sinks into the window.
-    part = 0
+    part = tl.program_id(2)
     low = 0
     high = sink_blocks
     if WINDOW:
         high += end - begin
     if SPLITS > 1:
-        part = tl.program_id(2)
         every = high
         low = part * every // SPLITS
         high = (part + 1) * every // SPLITS
@@ -317,7 +316,7 @@ def sink_attention(
         if DECODE:
             true_index = tl.load(positions + start) + tl.zeros([1], tl.int64)
             first = tl.arange(0, FIRST)
-            here = (first < seen_sinks) & (part == 0)
+            here = first < tl.where(part == 0, seen_sinks, 0)
             block = tl.load(table_ptr + first // BLOCK_SIZE, mask=here, other=0).to(tl.int64)
             slot = block * stride_block + (first % BLOCK_SIZE) * stride_slot
             first_keys = tl.load(
