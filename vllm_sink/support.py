@@ -180,12 +180,10 @@ def traits(vllm_config: Any, model: Model) -> Traits:
     if current_platform.is_cuda():
         found = current_platform.get_device_capability()
         capability = None if found is None else (found.major, found.minor)
-    config, parallel = vllm_config.model_config, vllm_config.parallel_config
+    config = vllm_config.model_config
     return Traits(
         capability=capability,
         dtype=config.dtype,
-        num_heads=config.get_num_attention_heads(parallel),
-        num_kv_heads=config.get_num_kv_heads(parallel),
         head_size=config.get_head_size(),
         block_size=vllm_config.cache_config.block_size,
         alibi=model.positions == "ALiBi",

@@ -54,8 +54,6 @@ def run(provider: str, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> torch.T
     traits = providers.Traits(
         torch.cuda.get_device_capability(),
         dtype,
-        layer.num_heads,
-        layer.num_kv_heads,
         layer.head_size,
         step.block_size,
         layer.alibi_slopes is not None,

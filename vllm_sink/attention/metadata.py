@@ -102,6 +102,7 @@ class SinkMetadataBuilder(AttentionMetadataBuilder[SinkMetadata]):
             tiles = self.cutter.cut(step, starts, lengths, self._row_sinks(step).tolist())
             return SinkMetadata(tokens, step.slot_mapping[:tokens], tiles)
         tokens = step.num_actual_tokens
+        sinks = self._row_sinks(step)
         bound = step.seq_lens_cpu_upper_bound
         longest = step.max_seq_len if bound is None else int(bound.max())
         paged = PagedStep(
@@ -112,7 +113,7 @@ class SinkMetadataBuilder(AttentionMetadataBuilder[SinkMetadata]):
             seq_lens=step.seq_lens,
             block_table=step.block_table_tensor,
             positions=step.positions,
-            sinks=self._upload(self._row_sinks(step)),
+            sinks=self._upload(sinks),
             block_size=self.spec.block_size,
             window_tokens=self.spec.window_tokens,
             past_window=capture or longest > self.spec.window_tokens,
@@ -120,7 +121,7 @@ class SinkMetadataBuilder(AttentionMetadataBuilder[SinkMetadata]):
         if self.plan is not None:
             self.plan.fill(paged)
         if providers.needs_host(self.provider):
-            paged.host = self._host(step)
+            paged.host = self._host(step, sinks)
         return SinkMetadata(tokens, step.slot_mapping, paged=paged)
 
     def _row_sinks(self, step: CommonAttentionMetadata) -> np.ndarray:
@@ -143,9 +144,9 @@ class SinkMetadataBuilder(AttentionMetadataBuilder[SinkMetadata]):
             self._sinks[:n].copy_(torch.from_numpy(sinks).pin_memory(), non_blocking=True)
         return self._sinks[:n]
 
-    def _host(self, step: CommonAttentionMetadata) -> HostStep:
+    def _host(self, step: CommonAttentionMetadata, sinks: np.ndarray) -> HostStep:
         return HostStep(
             query_lens=step.query_start_loc_cpu[: step.num_reqs + 1].diff().tolist(),
             seq_lens=self._lengths(step),
-            sinks=self._row_sinks(step).tolist(),
+            sinks=sinks.tolist(),
         )

@@ -52,7 +52,7 @@ class Traits:
     Attributes:
         capability: (major, minor) of the GPU; None on the CPU.
         dtype: of the model.
-        num_heads, num_kv_heads, head_size: of the queries, of the keys, channels.
+        head_size: channels of a head.
         block_size: tokens of a block.
         alibi: the model has ALiBi.
         soft_cap: the model caps its scores.
@@ -60,8 +60,6 @@ class Traits:
 
     capability: tuple[int, int] | None
     dtype: torch.dtype
-    num_heads: int
-    num_kv_heads: int
     head_size: int
     block_size: int
     alibi: bool = False
@@ -181,9 +179,9 @@ def make(provider: str, layer: LayerParams, dtype: torch.dtype) -> Provider | No
     if provider == "torch":
         return None
     if provider == "triton":
-        from vllm_sink.attention.triton_provider import TritonProvider
+        from vllm_sink.attention.kernels.launch import FusedKernel
 
-        return TritonProvider(layer, dtype)
+        return FusedKernel(layer, dtype)
     if provider == "xformers":
         from vllm_sink.attention import xformers_provider
 
