@@ -247,6 +247,7 @@ def require_known_room(vllm_config: Any, kv_policy: KVPolicy) -> None:
 
 def _install_request_hooks() -> None:
     """Check requests, from now on in this process; engines without a policy pass through."""
+    from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
     from vllm.renderers.online_renderer import OnlineRenderer
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.input_processor import InputProcessor
@@ -254,7 +255,7 @@ def _install_request_hooks() -> None:
     from vllm.v1.engine.output_processor import RequestState
 
     from vllm_sink.engine import requests
-    from vllm_sink.serving import chat, length, tail
+    from vllm_sink.serving import chat, length, piece, tail
 
     compat.wrap(InputProcessor, "process_inputs", requests.checked)
     compat.wrap(OnlineRenderer, "render_chat", chat.with_system_sinks)
@@ -262,6 +263,7 @@ def _install_request_hooks() -> None:
     compat.wrap(LLMEngine, "__init__", length.with_stream_length)
     compat.wrap(RequestState, "make_request_output", tail.with_tail)
     compat.wrap(RequestState, "_weight_version_spans", tail.with_true_spans)
+    compat.wrap(OpenAIServingChat, "chat_completion_stream_generator", piece.with_pieces)
 
 
 @contextmanager
