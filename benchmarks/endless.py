@@ -9,9 +9,11 @@ them a short request comes every ``--short-every`` seconds. With ``--minutes`` i
 ends with status 1 if a token became dearer, or a process or the KV cache larger (``make soak``).
 
 What a process holds is compared once the run is *settled*: every stream has rolled over, and every
-block of the KV pool has been used, since until then the prefix cache takes a few hundred bytes of
-host memory for each block that it meets (and no more ever: the pool is what bounds it). All that
-follows counts, by least squares; the second half of it stands beside, where a plateau shows.
+block of the KV pool has been used, since until then the prefix cache takes some hundred bytes of
+host memory for each block that it meets (and no more ever: the pool is what bounds it). Between two
+rollovers lists fill up, so it is the most of each *round*, in which every stream rolls once, that
+is compared, by least squares over all rounds; the second half of them stands beside, where a
+plateau shows.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import argparse
 import statistics
 import threading
 import time
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +32,8 @@ from benchmarks.served import Served, serve
 #: Points of a stream's curve, and samples of the server, that the result keeps.
 POINTS = 250
 
-#: Samples from which growth is told.
-LEAST_SAMPLES = 10
+#: Rounds from which growth is told.
+LEAST_ROUNDS = 3
 
 #: What a process may grow by: bytes a token, and once what an allocator keeps for later, one arena
 #: of Python's. What is held is counted object by object in tests/e2e/test_growth.py.
@@ -180,15 +182,28 @@ def settled(samples: list[dict[str, Any]], segment: int, pool: int) -> list[dict
     return [s for s in samples if s["shortest"] >= segment and s["tokens"] >= pool]
 
 
-def growth(samples: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """How each process grew over these samples: bytes in all, and a token, by least squares."""
-    if len(samples) < LEAST_SAMPLES or samples[0]["tokens"] == samples[-1]["tokens"]:
+def peaks(samples: list[dict[str, Any]], streams: int) -> list[dict[str, Any]]:
+    """Of each whole round its last number of tokens, and the most that each process held."""
+    rounds = [list(group) for _, group in groupby(samples, lambda s: s["rollovers"] // streams)]
+    names = set.intersection(*(set(s["memory"]) for s in samples)) if samples else set()
+    return [
+        {
+            "tokens": float(group[-1]["tokens"]),
+            "memory": {name: max(s["memory"][name] for s in group) for name in sorted(names)},
+        }
+        for group in rounds[:-1]  # the last one was not over
+    ]
+
+
+def growth(rounds: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """How each process grew over these rounds: first and last, and bytes a token."""
+    if len(rounds) < LEAST_ROUNDS:
         return {}
-    tokens = [float(s["tokens"]) for s in samples]
+    tokens = [r["tokens"] for r in rounds]
     found = {}
-    for name in sorted(set.intersection(*(set(s["memory"]) for s in samples))):
-        sizes = [s["memory"][name] for s in samples]
-        half = len(sizes) // 2
+    for name in rounds[0]["memory"]:
+        sizes = [r["memory"][name] for r in rounds]
+        half = (len(sizes) - 1) // 2
         found[name] = {
             "first": sizes[0],
             "last": sizes[-1],
@@ -199,7 +214,7 @@ def growth(samples: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def slope(x: list[float], y: list[float]) -> float:
-    return statistics.linear_regression(x, y).slope if len(set(x)) > 1 else 0.0
+    return statistics.linear_regression(x, y).slope
 
 
 def thinned(points: list[Any]) -> list[Any]:
@@ -213,6 +228,7 @@ def summarise(run: Run) -> dict[str, Any]:
     steps = [[ms for _, ms in per_token(curve)] for curve in run.curves]
     ratios = [tenth(s, 10) / tenth(s, 2) for s in steps if len(s) >= 20]
     steady = settled(run.samples, args.segment_tokens, run.pool_tokens)
+    rounds = peaks(steady, args.streams)
     latency = [seconds for _, seconds in run.short]
     return {
         "benchmark": "endless",
@@ -231,9 +247,10 @@ def summarise(run: Run) -> dict[str, Any]:
         "last_over_second_tenth": statistics.median(ratios) if ratios else None,
         "kv_pool_tokens": run.pool_tokens,
         "settled_from_token": steady[0]["tokens"] if steady else None,
-        "settled_tokens": steady[-1]["tokens"] - steady[0]["tokens"] if steady else 0,
+        "settled_rounds": len(rounds),
+        "settled_tokens": int(rounds[-1]["tokens"] - rounds[0]["tokens"]) if rounds else 0,
         "kv_blocks": sorted({s["kv_blocks"] for s in steady or run.samples[-1:]}),
-        "memory": growth(steady),
+        "memory": growth(rounds),
         "short_requests": len(latency),
         "short_seconds_median": statistics.median(latency) if latency else None,
         "short_seconds_first_half": _median_half(latency, 0),
@@ -258,8 +275,8 @@ def complaints(result: dict[str, Any]) -> list[str]:
         found.append(f"a token costs {ratio:.2f} times what it did")
     if not result["memory"]:
         found.append(
-            "too short to tell what grows: every stream must fill a segment, and all together "
-            f"{result['kv_pool_tokens']:,} tokens of KV, and then go on"
+            "too short to tell what grows: every stream must fill a segment, all together must use "
+            f"{result['kv_pool_tokens']:,} tokens of KV, and then roll {LEAST_ROUNDS} times more"
         )
     allowed = BYTES_PER_TOKEN + GRAIN / max(1, result["settled_tokens"])
     for name, process in result["memory"].items():
@@ -333,7 +350,7 @@ def main() -> None:
         f"{result['tokens']:,} tokens, {result['rollovers']} rollovers, "
         f"{result['ms_per_token_last_tenth']:.1f} ms a token in the last tenth"
         f"{'' if ratio is None else f' ({ratio:.3f} of the second)'}; bytes a token over "
-        f"{result['settled_tokens']:,} settled tokens: {grown or 'too short to tell'}; "
+        f"{result['settled_rounds']} settled rounds: {grown or 'too short to tell'}; "
         f"KV blocks {result['kv_blocks'][0]} to {result['kv_blocks'][-1]} -> {args.json}"
     )
     found = complaints(result) if args.check else result["errors"]
