@@ -5,16 +5,16 @@
 
 The prompt is sent as token ids to ``vllm serve``, whose ``max_model_len`` is the segment. How far
 it has got is read from ``/metrics`` while it is computed (``vllm_sink_tokens_evicted``: vLLM's own
-counter of prompt tokens moves when a prompt is done). The rate is told by the clock, and by the
-engine's CPU time, which a busy machine does not disturb. A request of the same shape with a prompt
-of ``--warm-up`` tokens goes first.
+counter of prompt tokens moves when a prompt is done). The rate is told by the clock and by the
+engine's CPU time, of each tenth as a whole and by the lower quartile of its pieces, a hundredth of
+the prompt each: what other work on the machine disturbs least. A request of the same shape with a
+prompt of ``--warm-up`` tokens goes first, then ``--rounds`` different prompts.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import threading
 import time
 from pathlib import Path
@@ -37,6 +37,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--model", required=True, help="a model folder or name")
     parser.add_argument("--prompt-tokens", type=int, default=1_000_000)
+    parser.add_argument("--rounds", type=int, default=1, help="prompts, one after the other")
     parser.add_argument("--warm-up", type=int, default=20_000, help="tokens of a prompt before")
     parser.add_argument("--output-tokens", type=int, default=50)
     parser.add_argument("--vocabulary", type=int, default=256, help="token ids to draw from")
@@ -119,19 +120,34 @@ class Prompt:
             raise self.error
 
 
-def tenths(samples: list[tuple[float, int, float]], total: int, column: int) -> list[float]:
-    """Seconds for a thousand tokens in each tenth of the prompt; ``column`` 0: clock, 2: CPU."""
-    taken = [s[1] for s in samples]
-    marks = np.interp(
-        np.linspace(taken[0], min(total, taken[-1]), 11), taken, [s[column] for s in samples]
-    )
-    each = (taken[-1] - taken[0]) / 10_000
-    return [float(seconds) / each for seconds in np.diff(marks)]
+def pieces(prompts: list[Prompt], column: int) -> np.ndarray:
+    """Seconds for a thousand tokens, [10 tenths, pieces]; ``column`` 0: clock, 2: CPU."""
+    found = []
+    for prompt in prompts:
+        taken = [s[1] for s in prompt.samples]
+        first, last = taken[0], min(len(prompt.tokens), taken[-1])
+        marks = np.linspace(first, last, 101)
+        at = np.interp(marks, taken, [s[column] for s in prompt.samples])
+        found.append(np.diff(at).reshape(10, 10) * 100_000 / (last - first))
+    return np.concatenate(found, axis=1)
 
 
-def summarise(prompt: Prompt, json_seconds: float, memory: list[dict[str, int]]) -> dict[str, Any]:
-    args = prompt.args
-    clock, cpu = (tenths(prompt.samples, args.prompt_tokens, column) for column in (0, 2))
+def rate(prompts: list[Prompt], column: int) -> dict[str, Any]:
+    """Cost of a thousand tokens by tenth, and what the last costs in terms of the first."""
+    each = pieces(prompts, column)
+    mean, quiet = each.mean(1), np.percentile(each, 25, axis=1)
+    return {
+        "seconds_per_thousand_tokens": mean.tolist(),
+        "lower_quartile": quiet.tolist(),
+        "last_over_first_tenth": mean[-1] / mean[0],
+        "last_over_first_tenth_lower_quartile": quiet[-1] / quiet[0],
+    }
+
+
+def summarise(
+    prompts: list[Prompt], json_seconds: float, memory: list[dict[str, int]]
+) -> dict[str, Any]:
+    args = prompts[0].args
     return {
         "benchmark": "longprompt",
         "model": Path(args.model).name,
@@ -140,48 +156,53 @@ def summarise(prompt: Prompt, json_seconds: float, memory: list[dict[str, int]])
         "sink_tokens": args.sink_tokens,
         "window_tokens": args.window_tokens,
         "segment_tokens": args.segment_tokens,
-        "usage": prompt.usage,
-        "rollovers": prompt.served.rollovers(),
-        "json_megabytes": len(json.dumps(prompt.tokens)) / 1e6,
+        "rollovers": prompts[0].served.rollovers(),
+        "json_megabytes": len(json.dumps(prompts[0].tokens)) / 1e6,
         "client_json_seconds": json_seconds,
-        "first_progress_seconds": prompt.samples[0][0],
-        "front_end_cpu_seconds": prompt.front_seconds,
-        "first_token_seconds": prompt.arrived[0],
-        "tokens_per_second": args.prompt_tokens / prompt.arrived[0],
-        "seconds_per_thousand_tokens": clock,
-        "cpu_seconds_per_thousand_tokens": cpu,
-        "last_over_first_tenth": clock[-1] / clock[0],
-        "last_over_first_tenth_cpu": cpu[-1] / cpu[0],
-        "ms_per_output_token": 1000
-        * statistics.median(np.diff(prompt.arrived) if len(prompt.arrived) > 1 else [0.0]),
+        "clock": rate(prompts, 0),
+        "cpu": rate(prompts, 2),
+        "rounds": [
+            {
+                "usage": prompt.usage,
+                "first_progress_seconds": prompt.samples[0][0],
+                "front_end_cpu_seconds": prompt.front_seconds,
+                "first_token_seconds": prompt.arrived[0],
+                "tokens_per_second": args.prompt_tokens / prompt.arrived[0],
+                "ms_per_output_token": 1000
+                * (prompt.arrived[-1] - prompt.arrived[0])
+                / max(1, args.output_tokens - 1),
+                "samples": prompt.samples,
+            }
+            for prompt in prompts
+        ],
         "memory_before_and_after": {
             name: [m.get(name) for m in memory] for name in memory[-1] if name in memory[0]
         },
-        "samples": prompt.samples,
     }
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Cost of a thousand tokens by tenth, by the clock and in CPU time."""
+    """How far each prompt has got, and the cost of a thousand tokens by tenth."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, (progress, cost) = pyplot.subplots(1, 2, figsize=(11, 4))
-    progress.plot([s[0] for s in result["samples"]], [s[1] for s in result["samples"]])
+    for one in result["rounds"]:
+        progress.plot([s[0] for s in one["samples"]], [s[1] for s in one["samples"]])
     progress.set(xlabel="seconds", ylabel="tokens of the prompt taken", ylim=(0, None))
-    for key, label in (
-        ("seconds_per_thousand_tokens", "on the clock"),
-        ("cpu_seconds_per_thousand_tokens", "CPU time of the engine"),
-    ):
-        cost.plot(range(1, 11), result[key], marker="o", label=label)
+    for key, label in (("clock", "on the clock"), ("cpu", "CPU time of the engine")):
+        rates = result[key]
+        (line,) = cost.plot(
+            range(1, 11), rates["lower_quartile"], marker="o", label=f"{label}, lower quartile"
+        )
+        mean = rates["seconds_per_thousand_tokens"]
+        cost.plot(range(1, 11), mean, ":", color=line.get_color(), label=f"{label}, mean")
     cost.set(xlabel="tenth of the prompt", ylabel="seconds per 1,000 tokens", ylim=(0, None))
-    cost.legend()
+    cost.legend(fontsize=7)
     figure.suptitle(
-        f"A prompt of {result['prompt_tokens']:,} tokens in segments of {result['segment_tokens']}:"
-        f" last tenth over first {result['last_over_first_tenth']:.3f}"
-        f" (CPU {result['last_over_first_tenth_cpu']:.3f})"
+        f"Prompts of {result['prompt_tokens']:,} tokens in segments of {result['segment_tokens']}"
     )
     figure.tight_layout()
     figure.savefig(path, dpi=120)
@@ -194,28 +215,33 @@ def main() -> None:
         f"--segment-tokens {args.segment_tokens} --served-model-name model --dtype {args.dtype} "
         f"{args.serve_args}"
     )
-    numbers = np.random.default_rng(0).integers(
-        10, args.vocabulary, args.warm_up + args.prompt_tokens
-    )
-    tokens = numbers.tolist()
-    begin = time.perf_counter()
-    json.dumps(tokens)
-    json_seconds = time.perf_counter() - begin
+    draw_tokens = np.random.default_rng(0)
+
+    def tokens(count: int) -> list[int]:
+        return list(draw_tokens.integers(10, args.vocabulary, count).tolist())
+
     with serve(args.model, args.json.with_suffix(".log"), flags.split()) as served:
-        Prompt(served, tokens[: args.warm_up], args)()
-        memory = [served.memory()]
-        prompt = Prompt(served, tokens[args.warm_up :], args)
-        prompt()
+        Prompt(served, tokens(args.warm_up), args)()
+        memory, prompts = [served.memory()], []
+        for _ in range(args.rounds):
+            prompts.append(Prompt(served, tokens(args.prompt_tokens), args))
+            prompts[-1]()
         memory.append(served.memory())
-        result = summarise(prompt, json_seconds, memory)
+        begin = time.perf_counter()
+        json.dumps(prompts[0].tokens)
+        result = summarise(prompts, time.perf_counter() - begin, memory)
     record.write(args.json, result)
     draw(result, args.json.with_suffix(".png"))
-    print(
-        f"{args.prompt_tokens:,} tokens in {result['first_token_seconds']:.1f} s, the first "
-        f"progress after {result['first_progress_seconds']:.1f} s; last tenth over first: "
-        f"{result['last_over_first_tenth']:.3f} by the clock, "
-        f"{result['last_over_first_tenth_cpu']:.3f} in CPU time -> {args.json}"
-    )
+    for one in result["rounds"]:
+        print(
+            f"{args.prompt_tokens:,} tokens in {one['first_token_seconds']:.1f} s, the first "
+            f"progress after {one['first_progress_seconds']:.1f} s"
+        )
+    for key, label in (("clock", "by the clock"), ("cpu", "in CPU time")):
+        mean, quiet = (
+            result[key][f"last_over_first_tenth{part}"] for part in ("", "_lower_quartile")
+        )
+        print(f"last tenth over first {label}: {mean:.3f}, by lower quartiles {quiet:.3f}")
 
 
 if __name__ == "__main__":

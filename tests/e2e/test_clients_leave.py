@@ -55,7 +55,7 @@ def _lasting(server: Server, i: int) -> list[int]:
         ("/v1/completions", {"prompt": random_tokens(700), "temperature": 0.8, "seed": 3}),
         ("/v1/chat/completions", {**CHAT, "temperature": 0, "logprobs": True}),
     )[i]
-    body |= {"model": MODEL, "max_tokens": 2000, "ignore_eos": True, "return_token_ids": True}
+    body |= {"model": MODEL, "max_tokens": 1200, "ignore_eos": True, "return_token_ids": True}
     said: list[int] = []
     for event in server.stream(path, body):
         for choice in event["choices"]:
@@ -142,7 +142,7 @@ def _nothing_is_held(server: Server) -> bool:
 def test_clients_leave_in_every_way(server: Server) -> None:
     """No block stays behind, and what the others are told is what they are told alone."""
     alone = [_lasting(server, i) for i in range(3)]
-    assert [len(said) for said in alone] == [2000, 2000, 2000]
+    assert [len(said) for said in alone] == [1200, 1200, 1200]
     assert _nothing_is_held(server)
     before = _metrics(server)
     over, count, failed = threading.Event(), dict.fromkeys(WAYS, 0), list[BaseException]()
@@ -178,6 +178,6 @@ def test_clients_leave_in_every_way(server: Server) -> None:
     assert after["vllm_sink_blocks sink"] == after["vllm_sink_blocks window"] == 0
     assert after["vllm_sink_blocks free"] == before["vllm_sink_blocks free"]
     rolled = "vllm_sink_rollovers_total"
-    # Those who stay roll 3 x 2,000 tokens through segments of 256; those who leave roll too.
-    assert after[rolled] - before[rolled] > 40
+    # Those who stay roll 3 x 1,200 tokens through segments of 256; those who leave roll too.
+    assert after[rolled] - before[rolled] > 20
     assert "Traceback" not in server.log.read_text()
