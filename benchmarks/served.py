@@ -30,7 +30,7 @@ class Served:
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"}
         return urllib.request.urlopen(
-            urllib.request.Request(self.url + path, data, headers), timeout=600
+            urllib.request.Request(self.url + path, data, headers), timeout=3600
         )
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:

@@ -259,6 +259,7 @@ def _install_request_hooks() -> None:
     compat.wrap(InputProcessor, "process_inputs", requests.checked)
     compat.wrap(OnlineRenderer, "render_chat", chat.with_system_sinks)
     compat.wrap(AsyncLLM, "__init__", length.with_stream_length)
+    compat.wrap(AsyncLLM, "add_request", requests.in_one_piece)
     compat.wrap(LLMEngine, "__init__", length.with_stream_length)
     compat.wrap(RequestState, "make_request_output", tail.with_tail)
     compat.wrap(RequestState, "_weight_version_spans", tail.with_true_spans)
