@@ -65,9 +65,11 @@ dashboard: env ## write deploy/monitoring/dashboard.json from its panels
 dashboard-picture: ## draw docs/dashboard.png from a live server (part of monitoring-test)
 	DASHBOARD_PICTURE=docs/dashboard.png MONITORING_SECONDS=150 $(MAKE) monitoring-test
 
+# A pool of 400 blocks, so that all of it has been used soon: until then the prefix cache still grows.
 soak: env model ## run endless streams with short requests beside for MINUTES=60; fail if anything grows
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} VLLM_CPU_KVCACHE_SPACE=$${VLLM_CPU_KVCACHE_SPACE:-1} HF_HUB_OFFLINE=1 \
 	$(VENV)/python -m benchmarks.endless --model $(MODEL) --streams 8 --minutes $(or $(MINUTES),60) \
+		--serve-args='--enforce-eager --num-gpu-blocks-override 400' \
 		--check --json benchmarks/out/soak.json $(ARGS)
 
 lint: env ## ruff: check and format

@@ -7,11 +7,17 @@
 them a short request comes every ``--short-every`` seconds. With ``--minutes`` instead of
 ``--tokens`` the streams run until the time is over and are then left by their clients. ``--check``
 ends with status 1 if a token became dearer, or a process or the KV cache larger (``make soak``).
+
+What a process holds is compared once the run is *settled*: every stream has rolled over, and every
+block of the KV pool has been used, since until then the prefix cache takes a few hundred bytes of
+host memory for each block that it meets (and no more ever: the pool is what bounds it). All that
+follows counts, by least squares; the second half of it stands beside, where a plateau shows.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import statistics
 import threading
 import time
@@ -22,8 +28,16 @@ from typing import Any
 from benchmarks import record
 from benchmarks.served import Served, serve
 
-#: Points of a stream's curve.
-POINTS = 500
+#: Points of a stream's curve, and samples of the server, that the result keeps.
+POINTS = 250
+
+#: Samples from which growth is told.
+LEAST_SAMPLES = 10
+
+#: What a process may grow by: bytes a token, and once what allocators take from the system at a
+#: time (pymalloc's arena; resident memory comes in no finer steps, whatever is held).
+BYTES_PER_TOKEN = 1.0
+GRAIN = 1 << 20
 
 
 def parse_args() -> argparse.Namespace:
@@ -42,6 +56,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--segment-tokens", type=int, default=2048)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--prompt", default="Once upon a time", help="of each stream")
+    parser.add_argument(
+        "--prompt-tokens", type=int, help="instead of --prompt: so many, drawn at random"
+    )
+    parser.add_argument("--vocabulary", type=int, default=256, help="token ids to draw from")
     parser.add_argument("--short-every", type=float, default=2.0, help="seconds; 0 for none")
     parser.add_argument("--sample-every", type=float, default=2.0, help="seconds")
     parser.add_argument(
@@ -52,9 +70,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--check", action="store_true", help="fail if anything grows")
     parser.add_argument("--json", required=True, type=Path, help="where the result goes")
     args = parser.parse_args()
-    for flag, least in (("streams", 1), ("tokens", 100), ("minutes", 0.1)):
-        value = getattr(args, flag)
+    limits = {"streams": 1, "tokens": 100, "minutes": 0.1, "prompt_tokens": 1, "vocabulary": 1}
+    for name, least in limits.items():
+        value = getattr(args, name)
         if value is not None and value < least:
+            flag = name.replace("_", "-")
             parser.error(f"--{flag}: {value} is not allowed; allowed: {least} or more")
     return args
 
@@ -67,22 +87,29 @@ class Run:
         self.begin = time.perf_counter()
         self.over = threading.Event()
         self.arrived = [0] * args.streams
-        # (index of the token, seconds) of each stream, thinned to POINTS where the length is known.
+        # (index of the token, seconds) of each stream.
         self.curves: list[list[tuple[int, float]]] = [[] for _ in range(args.streams)]
         self.samples: list[dict[str, Any]] = []
         self.short: list[tuple[float, float]] = []
         self.errors: list[str] = []
+        self.pool_tokens = served.kv_pool_tokens()
 
     def now(self) -> float:
         return time.perf_counter() - self.begin
 
+    def _prompt(self, stream: int) -> str | list[int]:
+        if self.args.prompt_tokens is None:
+            return str(self.args.prompt)
+        vocabulary = range(self.args.vocabulary)
+        return random.Random(stream).choices(vocabulary, k=self.args.prompt_tokens)
+
     def follow(self, stream: int) -> None:
         """One client."""
-        every = max(1, (self.args.tokens or 0) // POINTS) if self.args.tokens else 20
+        every = max(1, self.args.tokens // (2 * POINTS)) if self.args.tokens else 20
         body: dict[str, Any] = {
             "model": "model",
-            "prompt": self.args.prompt,
-            "max_tokens": self.args.tokens or 1 << 40,
+            "prompt": self._prompt(stream),
+            "max_tokens": self.args.tokens or 10**9,
             "seed": stream,
             "ignore_eos": True,
             "return_token_ids": True,
@@ -93,7 +120,7 @@ class Run:
                 count = sum(len(c.get("token_ids") or []) for c in event["choices"])
                 before, self.arrived[stream] = self.arrived[stream], self.arrived[stream] + count
                 if before // every != self.arrived[stream] // every:
-                    self.curves[stream].append((self.arrived[stream], self.now()))
+                    self.curves[stream].append((self.arrived[stream], round(self.now(), 4)))
                 if self.over.is_set():
                     break
             else:
@@ -118,8 +145,9 @@ class Run:
     def sample(self) -> None:
         self.samples.append(
             {
-                "seconds": self.now(),
+                "seconds": round(self.now(), 3),
                 "tokens": sum(self.arrived),
+                "shortest": min(self.arrived),
                 "rollovers": self.served.rollovers(),
                 "kv_blocks": self.served.kv_blocks(),
                 "memory": self.served.memory(),
@@ -160,24 +188,44 @@ def tenth(values: list[float], number: int) -> float:
     return statistics.median(values[a : max(b, a + 1)])
 
 
-def growth(samples: list[dict[str, Any]]) -> dict[str, float]:
-    """Bytes a token by which each process grew, by least squares over the second half."""
-    half = samples[len(samples) // 2 :]
-    names = set.intersection(*(set(s["memory"]) for s in half))
-    tokens = [float(s["tokens"]) for s in half]
-    if len(set(tokens)) < 2:
+def settled(samples: list[dict[str, Any]], segment: int, pool: int) -> list[dict[str, Any]]:
+    """Samples from when all streams had rolled over and all ``pool`` tokens of KV had been used."""
+    return [s for s in samples if s["shortest"] >= segment and s["tokens"] >= pool]
+
+
+def growth(samples: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """How each process grew over these samples: bytes in all, and a token, by least squares."""
+    if len(samples) < LEAST_SAMPLES or samples[0]["tokens"] == samples[-1]["tokens"]:
         return {}
-    return {
-        name: statistics.linear_regression(tokens, [s["memory"][name] for s in half]).slope
-        for name in sorted(names)
-    }
+    tokens = [float(s["tokens"]) for s in samples]
+    found = {}
+    for name in sorted(set.intersection(*(set(s["memory"]) for s in samples))):
+        sizes = [s["memory"][name] for s in samples]
+        half = len(sizes) // 2
+        found[name] = {
+            "first": sizes[0],
+            "last": sizes[-1],
+            "bytes_per_token": slope(tokens, sizes),
+            "bytes_per_token_second_half": slope(tokens[half:], sizes[half:]),
+        }
+    return found
+
+
+def slope(x: list[float], y: list[float]) -> float:
+    return statistics.linear_regression(x, y).slope if len(set(x)) > 1 else 0.0
+
+
+def thinned(points: list[Any]) -> list[Any]:
+    """At most POINTS of them, the last among them."""
+    step = max(1, -(-len(points) // POINTS))
+    return points[(len(points) - 1) % step :: step]
 
 
 def summarise(run: Run) -> dict[str, Any]:
     args = run.args
     steps = [[ms for _, ms in per_token(curve)] for curve in run.curves]
     ratios = [tenth(s, 10) / tenth(s, 2) for s in steps if len(s) >= 20]
-    settled = [s for s in run.samples if s["rollovers"] >= args.streams] or run.samples[-1:]
+    steady = settled(run.samples, args.segment_tokens, run.pool_tokens)
     latency = [seconds for _, seconds in run.short]
     return {
         "benchmark": "endless",
@@ -187,6 +235,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "sink_tokens": args.sink_tokens,
         "window_tokens": args.window_tokens,
         "segment_tokens": args.segment_tokens,
+        "prompt_tokens": args.prompt_tokens,
         "tokens": sum(run.arrived),
         "tokens_of_each": run.arrived,
         "seconds": run.now(),
@@ -194,19 +243,18 @@ def summarise(run: Run) -> dict[str, Any]:
         "ms_per_token_second_tenth": statistics.median(tenth(s, 2) for s in steps),
         "ms_per_token_last_tenth": statistics.median(tenth(s, 10) for s in steps),
         "last_over_second_tenth": statistics.median(ratios) if ratios else None,
-        "kv_blocks": sorted({s["kv_blocks"] for s in settled}),
-        "bytes_per_token": growth(run.samples),
-        "memory_first_and_last": {
-            name: [settled[0]["memory"].get(name), settled[-1]["memory"].get(name)]
-            for name in settled[-1]["memory"]
-        },
+        "kv_pool_tokens": run.pool_tokens,
+        "settled_from_token": steady[0]["tokens"] if steady else None,
+        "settled_tokens": steady[-1]["tokens"] - steady[0]["tokens"] if steady else 0,
+        "kv_blocks": sorted({s["kv_blocks"] for s in steady or run.samples[-1:]}),
+        "memory": growth(steady),
         "short_requests": len(latency),
         "short_seconds_median": statistics.median(latency) if latency else None,
         "short_seconds_first_half": _median_half(latency, 0),
         "short_seconds_second_half": _median_half(latency, 1),
         "errors": run.errors,
-        "samples": run.samples,
-        "curves": run.curves,
+        "samples": thinned(run.samples),
+        "curves": [thinned(curve) for curve in run.curves],
     }
 
 
@@ -222,9 +270,19 @@ def complaints(result: dict[str, Any]) -> list[str]:
     ratio = result["last_over_second_tenth"]
     if ratio is not None and ratio > 1.1:
         found.append(f"a token costs {ratio:.2f} times what it did")
-    for name, (first, last) in result["memory_first_and_last"].items():
-        if first is not None and last > first + 32 * 2**20:
-            found.append(f"{name} grew from {first / 2**20:.0f} to {last / 2**20:.0f} MiB")
+    if not result["memory"]:
+        found.append(
+            "too short to tell what grows: every stream must fill a segment, and all together "
+            f"{result['kv_pool_tokens']:,} tokens of KV, and then go on"
+        )
+    allowed = BYTES_PER_TOKEN + GRAIN / max(1, result["settled_tokens"])
+    for name, process in result["memory"].items():
+        if process["bytes_per_token"] > allowed:
+            found.append(
+                f"{name} grew by {process['bytes_per_token']:.2f} bytes a token, from "
+                f"{process['first'] / 2**20:.1f} to {process['last'] / 2**20:.1f} MiB; allowed: "
+                f"{allowed:.2f}"
+            )
     blocks = result["kv_blocks"]
     # A window begins anywhere in its first block; short requests come and go.
     slack = 2 * result["streams"] + 4
@@ -274,15 +332,22 @@ def main() -> None:
     with serve(args.model, args.json.with_suffix(".log"), flags.split()) as served:
         run = Run(served, args)
         run()
+    if not run.samples:
+        raise SystemExit("\n".join(run.errors) or "it was over before it began")
     result = summarise(run)
     record.write(args.json, result)
     draw(result, args.json.with_suffix(".png"))
-    grown = ", ".join(f"{n} {b:+.2f}" for n, b in result["bytes_per_token"].items())
+    grown = ", ".join(
+        f"{n} {m['bytes_per_token']:+.2f} ({m['bytes_per_token_second_half']:+.2f} in the second "
+        "half)"
+        for n, m in result["memory"].items()
+    )
     ratio = result["last_over_second_tenth"]
     print(
         f"{result['tokens']:,} tokens, {result['rollovers']} rollovers, "
         f"{result['ms_per_token_last_tenth']:.1f} ms a token in the last tenth"
-        f"{'' if ratio is None else f' ({ratio:.3f} of the second)'}; bytes a token: {grown}; "
+        f"{'' if ratio is None else f' ({ratio:.3f} of the second)'}; bytes a token over "
+        f"{result['settled_tokens']:,} settled tokens: {grown or 'too short to tell'}; "
         f"KV blocks {result['kv_blocks'][0]} to {result['kv_blocks'][-1]} -> {args.json}"
     )
     found = complaints(result) if args.check else result["errors"]

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -29,9 +30,11 @@ class Served:
     def _open(self, path: str, body: dict[str, Any] | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"}
-        return urllib.request.urlopen(
-            urllib.request.Request(self.url + path, data, headers), timeout=3600
-        )
+        request = urllib.request.Request(self.url + path, data, headers)
+        try:
+            return urllib.request.urlopen(request, timeout=3600)
+        except urllib.error.HTTPError as error:
+            raise RuntimeError(f"{path}: {error} {error.read(1000).decode()}") from None
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         with self._open(path, body) as answer:
@@ -50,15 +53,22 @@ class Served:
         answer = self.post("/collective_rpc", {"method": "count_rollovers"})
         return int(answer["results"][0])
 
+    def _metrics(self) -> str:
+        with self._open("/metrics") as answer:
+            text: str = answer.read().decode()
+        return text
+
     def kv_blocks(self) -> int:
         """Blocks of the KV pool that are in use."""
-        with self._open("/metrics") as answer:
-            text = answer.read().decode()
+        text = self._metrics()
         usage = re.search(r"^vllm:kv_cache_usage_perc\{.*\} (\S+)$", text, re.MULTILINE)
-        blocks = re.search(r'^vllm:cache_config_info\{.*num_gpu_blocks="(\d+)"', text, re.MULTILINE)
         assert usage is not None
-        assert blocks is not None
-        return round(float(usage[1]) * (int(blocks[1]) - 1))
+        return round(float(usage[1]) * (_pool(text, "num_gpu_blocks") - 1))
+
+    def kv_pool_tokens(self) -> int:
+        """Tokens that the KV pool has room for."""
+        text = self._metrics()
+        return _pool(text, "num_gpu_blocks") * _pool(text, "block_size")
 
     def memory(self) -> dict[str, int]:
         """Resident bytes of each process, by name."""
@@ -72,6 +82,14 @@ class Served:
         return found
 
 
+def _pool(metrics: str, field: str) -> int:
+    """A number of vLLM's cache config."""
+    pattern = r"^vllm:cache_config_info\{.*\b" + field + r'="(\d+)"'
+    found = re.search(pattern, metrics, re.MULTILINE)
+    assert found is not None
+    return int(found[1])
+
+
 def _family(pid: int) -> Iterator[int]:
     yield pid
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
@@ -83,8 +101,12 @@ def _family(pid: int) -> Iterator[int]:
 def _name(pid: int, first: int) -> str:
     if pid == first:
         return "API server"
-    title = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode()
-    return title if title.startswith("VLLM::") else f"{Path(title).name} {pid}"
+    command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+    title = command.partition("\0")[0]
+    if title.startswith("VLLM::"):
+        return title
+    # Python's own: it removes what processes that died have left in shared memory.
+    return "resource tracker" if "resource_tracker" in command else f"{Path(title).name} {pid}"
 
 
 @contextmanager
