@@ -115,8 +115,9 @@ def serve(model: str, log: Path, flags: list[str]) -> Iterator[Served]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    vllm = str(Path(sys.executable).with_name("vllm"))
-    command = [vllm, "serve", model, "--host", "127.0.0.1", "--port", str(port), *flags]
+    # Not the `vllm` command, which may be another environment's.
+    vllm = [sys.executable, "-m", "vllm.entrypoints.cli.main"]
+    command = [*vllm, "serve", model, "--host", "127.0.0.1", "--port", str(port), *flags]
     # The endpoint that asks a worker for its count is one of vLLM's for development.
     environment = {**os.environ, "VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
     log.parent.mkdir(parents=True, exist_ok=True)
