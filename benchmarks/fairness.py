@@ -1,7 +1,7 @@
 """What an endless stream costs the short requests beside it, and a queue of prompts the streams.
 
     python -m benchmarks.fairness --model DIR --sink-tokens 4 --window-tokens 509 \\
-        --segment-tokens 2048 --json out.json
+        --segment-tokens 1024 --json out.json
 
 Two servers run side by side and take turns, so that a busy machine disturbs both: ``rolled``, with
 segments of ``--segment-tokens``, whose streams roll all the time, and the control ``ordinary``, in
@@ -50,7 +50,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--vocabulary", type=int, default=256, help="token ids to draw from")
     parser.add_argument("--sink-tokens", type=int, default=4)
     parser.add_argument("--window-tokens", type=int, default=509)
-    parser.add_argument("--segment-tokens", type=int, default=2048)
+    parser.add_argument("--segment-tokens", type=int, default=1024)
     parser.add_argument("--ordinary-tokens", type=int, default=65_536)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument(
@@ -62,13 +62,19 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def stream_prompt(args: argparse.Namespace) -> int:
+    """Tokens of a stream's prompt."""
+    return int(args.segment_tokens + args.window_tokens)
+
+
 def beside(served: Served, streams: int, args: argparse.Namespace, seed: int) -> list[Any]:
     """(first token, a token after) of short requests beside so many streams.
 
-    A stream's prompt fills its window: from its first token on it costs what it ever will.
+    A stream's prompt is longer than a small segment: from its first token on it costs what it ever
+    will, and where segments are small it has rolled.
     """
     draw = np.random.default_rng(seed)
-    with Live(served, streams, args.window_tokens + 200, args.vocabulary):
+    with Live(served, streams, stream_prompt(args), args.vocabulary):
         return [
             ask(
                 served,
@@ -110,7 +116,7 @@ def in_line(served: Served, args: argparse.Namespace, seed: int) -> dict[str, An
     def take(prompt: list[int]) -> None:
         taken.append(ask(served, prompt, 1)[0])
 
-    with Live(served, args.live, args.window_tokens + 200, args.vocabulary) as live:
+    with Live(served, args.live, stream_prompt(args), args.vocabulary) as live:
         clients = [threading.Thread(target=take, args=(prompt,)) for prompt in prompts]
         begin = time.perf_counter()
         time.sleep(8)
