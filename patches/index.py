@@ -34,8 +34,8 @@ $ cd vllm && git apply ../vllm-sink/patches/vllm-0.32/*.patch
 AFTER = """
 | folder | what it is |
 |---|---|
-| [vllm-cpu-metadata](vllm-cpu-metadata/README.md) | a metadata-only distribution named `vllm`, for \
-vLLM's CPU build |
+| [vllm-cpu-metadata](vllm-cpu-metadata/README.md) | a metadata-only distribution named \
+`vllm`, for vLLM's CPU build |
 
 This page is made by `python patches/index.py`.
 """

@@ -43,13 +43,19 @@ class Finding:
 
 def check(vllm: Source) -> list[Finding]:
     """Every probe on a vLLM."""
-    own = Source(Path(__file__).parents[1])
+    own = _own()
     found = [_wrapped(vllm, hook) for hook in WRAPS]
     for mine, base, setting in OVERRIDES:
         found += _overridden(own, vllm, mine, base, setting)
     found += [_read(vllm, hook) for hook in READS]
     found += [_imported(vllm, hook) for hook in _imports(own)]
     return found
+
+
+@cache
+def _own() -> Source:
+    """This package's own sources."""
+    return Source(Path(__file__).parents[1])
 
 
 def _wrapped(vllm: Source, hook: Hook) -> Finding:
@@ -112,6 +118,7 @@ def _read(vllm: Source, hook: Hook) -> Finding:
     return Finding(hook, str(file or ""), "" if file else "it is not there")
 
 
+@cache
 def _imports(own: Source) -> list[Hook]:
     """What this package imports of vLLM. What may be missing stands in a ``try``."""
     wanted: dict[str, Hook] = {}
