@@ -7,8 +7,10 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 MODEL ?= models/smollm2-135m-instruct
 PORT ?= 8000
 ARGS ?=
+# Another version of vLLM, in an environment of its own: make test VLLM=0.29.0
+VLLM ?=
 
-VENV := .venv/bin
+VENV := .venv$(if $(VLLM),-$(VLLM))/bin
 # Two threads on two busy cores were eight times slower than one: a test's models are small.
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 \
 	$(VENV)/python -m pytest -q --durations=10 -n 2 --dist loadgroup
@@ -16,9 +18,10 @@ PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 VLLM_NO_USAGE_
 # Containers often set it; then every run would compile vLLM's and torch's modules anew (20 s).
 unexport PYTHONDONTWRITEBYTECODE
 export PORT
+export VLLM_SINK_VLLM = $(VLLM)
 
 .DEFAULT_GOAL := help
-.PHONY: help env model text serve test test-all test-gpu memcheck bench-gpu soak monitoring-test dashboard dashboard-picture lint type ci clean
+.PHONY: help env model text serve test test-all test-gpu memcheck bench-gpu soak monitoring-test dashboard dashboard-picture compat lint type ci clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -78,6 +81,11 @@ lint: env ## ruff: check and format
 
 type: env ## mypy on the package
 	$(VENV)/mypy vllm_sink
+
+compat: ## which hooks hold in another vLLM, by its sources: make compat VLLM=0.33.0
+	@test -n "$(VLLM)" || { echo "make compat VLLM=0.33.0"; exit 2; }
+	@VLLM_SINK_VLLM= $(MAKE) --no-print-directory env VLLM=
+	.venv/bin/python -m vllm_sink.compat.report $(VLLM)
 
 ci: lint type test ## what CI runs
 

@@ -18,6 +18,7 @@ from vllm.logger import init_logger
 
 from vllm_sink import compat, metrics, policy, segments, support
 from vllm_sink.attention import providers
+from vllm_sink.compat import probes
 from vllm_sink.errors import PolicyError, UnsupportedError
 from vllm_sink.flags import FROM_COMMAND_LINE
 from vllm_sink.policy import CONFIG_KEY, KVPolicy
@@ -35,7 +36,10 @@ def with_policy(create_engine_config: Callable[..., Any]) -> Callable[..., Any]:
         try:
             kv_policy = _requested(self)
             if kv_policy is None or not kv_policy.active:
-                return create_engine_config(self, *args, **kwargs)
+                vllm_config = create_engine_config(self, *args, **kwargs)
+                if getattr(self, FROM_COMMAND_LINE, False):
+                    _leave()  # this process makes no other engine
+                return vllm_config
             return _create(self, kv_policy, lambda: create_engine_config(self, *args, **kwargs))
         except (PolicyError, UnsupportedError) as error:
             if getattr(self, FROM_COMMAND_LINE, False):
@@ -43,6 +47,14 @@ def with_policy(create_engine_config: Callable[..., Any]) -> Callable[..., Any]:
             raise
 
     return create
+
+
+def _leave() -> None:
+    """A server without a policy runs vLLM as it is, with no attribute of its replaced."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    for name in ("add_cli_args", "from_cli_args", "create_engine_config"):
+        compat.unwrap(EngineArgs, name)
 
 
 def _requested(engine_args: Any) -> KVPolicy | None:
@@ -72,6 +84,8 @@ def read_model(engine_args: Any) -> support.Model:
 def _create(engine_args: Any, kv_policy: KVPolicy, create: Callable[[], Any]) -> Any:
     from vllm.platforms import current_platform
 
+    if warning := probes.require():
+        logger.warning(warning)
     model = read_model(engine_args)
     wanted = engine_args.max_model_len
     limit = None if wanted in (None, -1) else wanted
@@ -262,7 +276,8 @@ def _install_request_hooks() -> None:
     compat.wrap(AsyncLLM, "add_request", requests.in_one_piece)
     compat.wrap(LLMEngine, "__init__", length.with_stream_length)
     compat.wrap(RequestState, "make_request_output", tail.with_tail)
-    compat.wrap(RequestState, "_weight_version_spans", tail.with_true_spans)
+    if compat.weight_version_span() is not None:
+        compat.wrap(RequestState, "_weight_version_spans", tail.with_true_spans)
 
 
 @contextmanager

@@ -1,12 +1,14 @@
-"""Every place where this package leans on more of vLLM than vLLM promises.
+"""What the rest of the package calls where versions of vLLM differ, or have to be wrapped.
 
-Version differences live here alone; the rest of the package imports these names.
+A vLLM with the patches of ``patches/`` has an extension point wherever this package would replace
+an attribute: it is used instead, and nothing of vLLM's is replaced.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -40,24 +42,52 @@ def attention_backend_override() -> Iterator[None]:
         selector._cached_get_attn_backend.cache_clear()
 
 
+#: This package's key in ``SchedulerStats.plugin_stats`` (a vLLM with the patch).
+_PLUGIN = "vllm_sink"
+
+
 def add_scheduler_stats(stats: type) -> None:
-    """Give vLLM's ``SchedulerStats`` one more field, ``sink_stats``, of that type or None.
+    """Make room in vLLM's ``SchedulerStats`` for a message of that type.
 
     It is a dataclass, which msgspec reads by its fields and annotations when an encoder or decoder
-    is made: both processes call this before. vLLM has no field for a plugin's statistics.
+    is made: both processes call this before. One more field is added where vLLM has none for
+    plugins.
     """
     from vllm.v1.metrics.stats import SchedulerStats
 
-    if "sink_stats" in SchedulerStats.__dataclass_fields__:
+    fields = SchedulerStats.__dataclass_fields__
+    if "plugin_stats" in fields or "sink_stats" in fields:
         return
     # A field made by the dataclass machinery itself, with its type and default in place.
     extra = dataclasses.make_dataclass("_", [("sink_stats", stats | None, None)])
-    SchedulerStats.__dataclass_fields__["sink_stats"] = dataclasses.fields(extra)[0]
+    fields["sink_stats"] = dataclasses.fields(extra)[0]
     SchedulerStats.__annotations__["sink_stats"] = stats | None
     SchedulerStats.sink_stats = None
 
 
-def wrap(owner: type, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+def put_stats(scheduler_stats: Any, message: Any) -> None:
+    """Send a message with vLLM's statistics."""
+    if hasattr(scheduler_stats, "plugin_stats"):
+        told = scheduler_stats.plugin_stats or {}
+        scheduler_stats.plugin_stats = {**told, _PLUGIN: dataclasses.asdict(message)}
+    else:
+        scheduler_stats.sink_stats = message
+
+
+def take_stats(scheduler_stats: Any, kind: type) -> Any:
+    """The message that came with vLLM's statistics, of type ``kind``; None for none."""
+    if not hasattr(scheduler_stats, "plugin_stats"):
+        return scheduler_stats.sink_stats
+    import msgspec
+
+    told = (scheduler_stats.plugin_stats or {}).get(_PLUGIN)
+    return None if told is None else msgspec.convert(told, kind)
+
+
+_Make = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def wrap(owner: type, name: str, make: _Make) -> None:
     """Replace ``owner.name`` by ``make(original)``, once for each ``make``.
 
     Raises:
@@ -70,14 +100,67 @@ def wrap(owner: type, name: str, make: Callable[[Callable[..., Any]], Callable[.
         )
     function = original.__func__ if isinstance(original, (staticmethod, classmethod)) else original
     maker = f"{make.__module__}.{make.__qualname__}"
-    makers: tuple[str, ...] = getattr(function, "__vllm_sink__", ())
+    makers: tuple[str, ...] = getattr(function, _MAKERS, ())
     if maker in makers:
         return
+    if hasattr(function, "extend"):
+        function.extend(make)
+        setattr(function, _MAKERS, (*makers, maker))
+        return
     wrapped = functools.wraps(function)(make(function))
-    wrapped.__vllm_sink__ = (*makers, maker)  # type: ignore[attr-defined]
+    setattr(wrapped, _MAKERS, (*makers, maker))
     if isinstance(original, (staticmethod, classmethod)):
         wrapped = type(original)(wrapped)  # type: ignore[assignment]
     setattr(owner, name, wrapped)
+
+
+#: The attribute of a wrapped function that names who wrapped it.
+_MAKERS = "__vllm_sink__"
+
+
+def unwrap(owner: type, name: str) -> None:
+    """Put back what was there before the first ``wrap``."""
+    original: Any = owner.__dict__[name]
+    bound = isinstance(original, (staticmethod, classmethod))
+    function: Any = original.__func__ if bound else original
+    if not getattr(function, _MAKERS, ()):
+        return
+    if hasattr(function, "extend"):
+        function.extended = function.__wrapped__
+        setattr(function, _MAKERS, ())
+        return
+    while getattr(function, _MAKERS, ()):
+        function = function.__wrapped__
+    setattr(owner, name, type(original)(function) if bound else function)
+
+
+def wrap_method_of(thing: Any, name: str, make: _Make) -> None:
+    """Replace a bound method of one object, an engine's own, by ``make(method)``.
+
+    Raises:
+        ImportError: there is no such method.
+    """
+    if not hasattr(thing, name):
+        kind = type(thing)
+        raise ImportError(
+            f"vllm-sink does not know this vLLM: {kind.__module__}.{kind.__name__}.{name} is gone"
+        )
+    method = getattr(thing, name)
+    if not hasattr(method, "extend"):
+        setattr(thing, name, make(method))
+        return
+    # An extension is the class's; this one is for one object, and does not keep it alive.
+    its = weakref.ref(thing)
+
+    def only_for_it(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if self is its():
+                return make(functools.partial(original, self))(*args, **kwargs)
+            return original(self, *args, **kwargs)
+
+        return call
+
+    method.extend(only_for_it)
 
 
 def block_table(runner: Any, rows: int) -> Any:
@@ -108,3 +191,13 @@ def wrap_v1_positions(raise_positions: Callable[[Any, Any], None]) -> None:
         return prepare
 
     wrap(GPUModelRunner, "_prepare_inputs", make)
+
+
+@functools.cache
+def weight_version_span() -> Any:
+    """vLLM's ``WeightVersionSpan``; None before 0.30, whose answers had no spans."""
+    try:
+        from vllm.outputs import WeightVersionSpan
+    except ImportError:
+        return None
+    return WeightVersionSpan
