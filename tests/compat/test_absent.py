@@ -89,9 +89,9 @@ def test_a_server_with_one_has(folder: Path) -> None:
 
 def test_the_same_words_as_without_the_plugin(folder: Path) -> None:
     full = {"additional_config": {"kv_policy": "full"}}
-    runs = [
+    without, with_it = (
         told(python(SAY, str(folder), json.dumps(settings), VLLM_PLUGINS=plugins), "SAID")
-        for settings, plugins in (({}, ""), (full, "sink"), ({}, "sink"))
-    ]
-    assert runs[0] == runs[1] == runs[2]
-    assert len(runs[0]) == 60
+        for settings, plugins in (({}, ""), (full, "sink"))
+    )
+    assert with_it == without
+    assert len(without) == 60

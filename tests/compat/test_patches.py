@@ -36,7 +36,7 @@ def git(root: Path, *command: str | Path) -> str:
 
 
 def apply(folder: Path, patch: Path) -> None:
-    for file in re.findall(r"^--- a/vllm/(\S+)$", patch.read_text(), re.MULTILINE):
+    for file in re.findall(r"^\+\+\+ b/vllm/(\S+)$", patch.read_text(), re.MULTILINE):
         own_copy(folder / "vllm", Path(file))
     git(folder, "apply", patch)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,23 @@ def test_a_method_that_is_given_more_is_named(tmp_path: Path) -> None:
     rename_parameter(root, "v1/core/single_type_kv_cache_manager.py", "num_tokens_main_model")
     (problem,) = (f.problem for f in probes.check(Source(root)) if f.hook.target == target)
     assert "num_tokens_main_model_renamed" in problem
+
+
+def test_whatever_is_wrapped_is_listed() -> None:
+    """Each ``compat.wrap(Owner, "name", ...)`` of the package, by its source."""
+    package = Path(probes.__file__).parents[1]
+    wrapped = {
+        f"{owner}.{name}"
+        for file in package.rglob("*.py")
+        for owner, name in re.findall(r"compat\.wrap\((\w+), \"(\w+)\"", file.read_text())
+        if owner not in NOT_VLLM
+    }
+    assert len(wrapped) > 8
+    assert wrapped <= {hook.qualname for hook in hooks.WRAPS}
+
+
+#: Classes of Ray's, which are no hooks into vLLM.
+NOT_VLLM = ("Replica",)
 
 
 def rename_parameter(root: Path, file: str, name: str) -> None:

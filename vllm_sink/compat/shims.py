@@ -103,11 +103,15 @@ def wrap(owner: type, name: str, make: _Make) -> None:
     makers: tuple[str, ...] = getattr(function, _MAKERS, ())
     if maker in makers:
         return
+
+    def like_it(inner: Callable[..., Any]) -> Callable[..., Any]:
+        return functools.wraps(inner)(make(inner))
+
     if hasattr(function, "extend"):
-        function.extend(make)
+        function.extend(like_it)
         setattr(function, _MAKERS, (*makers, maker))
         return
-    wrapped = functools.wraps(function)(make(function))
+    wrapped = like_it(function)
     setattr(wrapped, _MAKERS, (*makers, maker))
     if isinstance(original, (staticmethod, classmethod)):
         wrapped = type(original)(wrapped)  # type: ignore[assignment]
