@@ -10,6 +10,7 @@ from vllm_sink.errors import PolicyError
 from vllm_sink.metrics import config as metrics_config
 from vllm_sink.policy import CONFIG_KEY, DEFAULT_SINK_TOKENS, POLICY_NAMES, SINK_ATTENTION
 from vllm_sink.segments import CHUNK_ROOM
+from vllm_sink.serving import DRAIN_MIDDLEWARE, TENANT_MIDDLEWARE
 
 #: Set on engine arguments that came from a command line: errors are then one line, not a traceback.
 FROM_COMMAND_LINE = "_vllm_sink_from_command_line"
@@ -151,6 +152,8 @@ def with_policy_from_flags(from_cli_args: Callable[..., Any]) -> Callable[..., A
             config[CONFIG_KEY] = {**before, **given}
             engine_args.additional_config = config
         _read_tenant_flags(args, engine_args)
+        if CONFIG_KEY in (engine_args.additional_config or {}):
+            _add_middleware(args, DRAIN_MIDDLEWARE)
         # With --api-server-count, vLLM hands the arguments to processes that read them before any
         # plugin is loaded there: they must find the policy where vLLM itself looks.
         args.additional_config = engine_args.additional_config
@@ -177,8 +180,10 @@ def _read_tenant_flags(args: argparse.Namespace, engine_args: Any) -> None:
     config[metrics_config.CONFIG_KEY] = {**config.get(metrics_config.CONFIG_KEY, {}), **given}
     engine_args.additional_config = config
     if metrics_config.MetricsConfig.from_config(config).header:
-        from vllm_sink.serving.tenant import MIDDLEWARE
+        _add_middleware(args, TENANT_MIDDLEWARE)
 
-        if MIDDLEWARE not in getattr(args, "middleware", [MIDDLEWARE]):
-            # vLLM's own flag: the server's app is made of these arguments later on.
-            args.middleware = [*args.middleware, MIDDLEWARE]
+
+def _add_middleware(args: argparse.Namespace, name: str) -> None:
+    """By vLLM's own flag: the server's app is made of these arguments later on."""
+    if name not in getattr(args, "middleware", [name]):
+        args.middleware = [*args.middleware, name]

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from vllm_sink.metrics.stats import StreamStats
 
 
+#: The last message of each engine that this process reads, for whoever decides by it.
+LAST: dict[int, StreamStats] = {}
+
+
 class SinkStatLogger(AggregateStatLoggerBase):
     """Exports with prometheus-client (vLLM: ``PrometheusStatLogger``).
 
@@ -98,6 +102,7 @@ class SinkStatLogger(AggregateStatLoggerBase):
         stats: StreamStats | None = scheduler_stats.sink_stats
         if stats is None or engine_idx not in self._labels:
             return
+        LAST[engine_idx] = stats
         self._line.record(engine_idx, stats)
         labels = self._labels[engine_idx]
         self._set_levels(stats, labels)
