@@ -20,7 +20,7 @@ from vllm_sink import compat, metrics, policy, segments, support
 from vllm_sink.attention import providers
 from vllm_sink.errors import PolicyError, UnsupportedError
 from vllm_sink.flags import FROM_COMMAND_LINE
-from vllm_sink.policy import CONFIG_KEY, KVPolicy
+from vllm_sink.policy import CONFIG_KEY, KVPolicy, policy_of
 
 logger = init_logger("vllm.sink")
 
@@ -257,7 +257,8 @@ def install_front_end(vllm_config: Any) -> None:
     from vllm.v1.engine.output_processor import RequestState
 
     from vllm_sink.engine import requests
-    from vllm_sink.serving import chat, drain, length, tail
+    from vllm_sink.serving import chat, drain, length, limits, tail
+    from vllm_sink.serving.access import Access
 
     compat.wrap(InputProcessor, "process_inputs", requests.checked)
     compat.wrap(OnlineRenderer, "render_chat", chat.with_system_sinks)
@@ -267,6 +268,10 @@ def install_front_end(vllm_config: Any) -> None:
     compat.wrap(RequestState, "make_request_output", tail.with_tail)
     compat.wrap(RequestState, "_weight_version_spans", tail.with_true_spans)
     metrics.install(vllm_config)
+    kv_policy = policy_of(vllm_config)
+    access = Access.from_config(vllm_config.additional_config)
+    if access.limited and kv_policy is not None:
+        limits.install(access, kv_policy.sink_tokens)
 
 
 @contextmanager

@@ -6,8 +6,8 @@
                                                                                     │
               Ray Serve's controller <── load: live streams, promised blocks ───────┘
 
-:func:`app` is for ``serve run`` and for a RayService: it reads the file that ``vllm serve --config``
-reads. :func:`build` takes ``LLMConfig`` arguments, as ``ray.serve.llm:build_openai_app`` does.
+:func:`app` is for ``serve run`` and for a RayService: it reads the file that ``vllm serve
+--config`` reads. :func:`build` takes ``LLMConfig`` arguments, as ``ray.serve.llm`` does.
 Nothing here imports vLLM before it must: Ray builds applications where there may be no GPU.
 """
 

@@ -13,6 +13,7 @@ from ray.serve.llm import LLMConfig
 from ray.serve.llm.ingress import OpenAiIngress, make_fastapi_ingress
 
 from vllm_sink.errors import PolicyError
+from vllm_sink.serving.access import Access
 from vllm_sink.serving.drain import ERROR_TYPE, STATUS
 from vllm_sink.serving.drain_middleware import last_event
 
@@ -71,8 +72,8 @@ def require_key(configs: list[LLMConfig]) -> None:
         PolicyError: ``--sink-require-api-key``, and there is none.
     """
     for config in configs:
-        access = (config.engine_kwargs.get("additional_config") or {}).get("sink_access", {})
-        if access.get("require_api_key") and not os.environ.get(KEY_VARIABLE):
+        access = Access.from_config(config.engine_kwargs.get("additional_config"))
+        if access.require_api_key and not os.environ.get(KEY_VARIABLE):
             raise PolicyError(
                 "--sink-require-api-key",
                 True,

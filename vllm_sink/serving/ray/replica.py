@@ -20,7 +20,7 @@ from vllm_sink.serving.ray.autoscaling import report
 class StreamServer(LLMServer):
     """Ray's ``LLMServer`` for engines under the policy."""
 
-    async def __init__(self, *args: Any, **kwargs: Any) -> None:
+    async def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]
         # Ray tells a replica's own code nothing of its end before all requests have ended.
         compat.wrap(Replica, "perform_graceful_shutdown", draining)
         await super().__init__(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""The arguments of :func:`vllm_sink.serving.ray.app`, and ``vllm serve``'s flags as an LLMConfig."""
+"""The arguments of :func:`vllm_sink.serving.ray.app`, and ``vllm serve``'s flags for Ray."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class AppArgs:
         Raises:
             PolicyError: an argument is unknown, of the wrong type or out of range.
         """
-        types = {f.name: type(f.default) for f in dataclasses.fields(cls)}
+        types: dict[str, Any] = {f.name: type(f.default) for f in dataclasses.fields(cls)}
         read: dict[str, Any] = {}
         for name, value in args.items():
             if name not in types:
@@ -142,6 +142,10 @@ class Flags:
             engine = AsyncEngineArgs.from_cli_args(args)
         except SystemExit as error:
             raise PolicyError(path, "what it says", str(error)) from None
+        if args.api_key:
+            raise PolicyError(
+                "--api-key", "a key in a file", "a key in VLLM_API_KEY, from a secret"
+            )
         front = {f.name: getattr(args, f.name) for f in dataclasses.fields(FrontendArgs)}
         model = args.model_tag or args.model
         names = args.served_model_name or [model]

@@ -1,0 +1,129 @@
+"""Two replicas in a real Ray cluster: sessions find their way home, and survive their replicas."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.engines import tiny
+from tests.e2e.servers import serve
+from tests.ray.cluster import FLAGS, SINKS, WINDOW, Cluster, cluster
+from tests.ray.sessions import Session, hold
+
+pytest.importorskip("ray", reason="ray is not installed (the extra 'ray')")
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+
+SESSIONS, TURNS = 32, 3
+
+#: Of the tiny model. A token's state reaches back a window in each layer.
+LAYERS = 3
+
+
+def bounded(tokens: list[int]) -> list[int]:
+    """All that the last tokens' state depends on, however long the history was."""
+    reach = (LAYERS + 1) * WINDOW
+    return tokens if len(tokens) <= SINKS + reach else tokens[:SINKS] + tokens[-reach:]
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[list[list[int]]]:
+    """What the sessions hear from one plain server."""
+    folder = tmp_path_factory.mktemp("plain")
+    flags = [part for k, v in FLAGS.items() for part in (f"--{k}", v) if part != "true"]
+    sessions = [Session(i) for i in range(SESSIONS)]
+    with serve(tiny("llama-gqa", tiny_folder), folder / "log", *flags) as server:
+        hold(server.url, sessions, TURNS)
+    return [s.answers for s in sessions]
+
+
+@pytest.fixture(scope="module")
+def two(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with cluster(tmp_path_factory.mktemp("cluster"), tiny_folder) as it:
+        it.run(min_replicas=2)
+        yield it
+
+
+def test_sessions_stay_where_their_cache_is(
+    two: Cluster, expected: list[list[list[int]]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    sessions = [Session(i) for i in range(SESSIONS)]
+    hold(two.url, sessions, TURNS)
+    assert [s.answers for s in sessions] == expected
+    assert not any(s.reasons for s in sessions)
+    admitted = _settled(two, "vllm_sink_admissions_total", SESSIONS * TURNS)
+    hits = two.by_replica("vllm_sink_prefix_hits_total", reach="window")
+    with capsys.disabled():
+        print(f"\nadmissions by replica {admitted}; of these with their window cached {hits}")
+    # Each later turn found the whole of its session's window: on the replica that had it.
+    assert len(admitted) == 2
+    assert all(count and count % TURNS == 0 for count in admitted.values())
+    assert hits == {r: n * (TURNS - 1) / TURNS for r, n in admitted.items()}
+
+
+def test_sessions_survive_their_replica(
+    two: Cluster, expected: list[list[list[int]]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One is killed before the second turn; half of the sessions then send a bounded history."""
+    before = set(two.by_replica("vllm_sink_info"))
+    victim = two.replica_processes()[0]
+    sessions = [
+        Session(i, keep=bounded if i % 2 else lambda tokens: tokens) for i in range(SESSIONS)
+    ]
+    hold(two.url, sessions, TURNS, after_turn=lambda turn: victim.kill() if turn == 0 else None)
+    gaps = sorted(gap for s in sessions for gap in s.gaps)
+    reasons = sorted({r for s in sessions for r in s.reasons})
+    with capsys.disabled():
+        print(f"\n{len(gaps)} streams moved; gaps {[round(g, 2) for g in gaps]} s; told {reasons}")
+    assert [s.answers for s in sessions] == expected
+    assert gaps
+    assert statistics.median(gaps) < 30
+    assert not any("without a reason" in r for r in reasons), reasons
+    two.wait_for_replicas(2)
+    hold(two.url, [Session(i) for i in range(100, 116)], 1)
+    _settled(two, "vllm_sink_info", 3)
+    assert set(two.by_replica("vllm_sink_info")) > before, "metrics show no new replica"
+
+
+def test_streams_leave_a_replica_that_goes(
+    two: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Scaled down under streams that do not end in time: each is told, and goes on elsewhere."""
+    two.wait_for_replicas(2)
+    sessions = [Session(i) for i in range(200, 208)]
+    scaled: list[bool] = []
+
+    def scale(turn: int) -> None:
+        two.run(min_replicas=1, max_replicas=1)
+        scaled.append(True)
+
+    import threading
+
+    timer = threading.Timer(4.0, scale, [0])
+    timer.start()
+    hold(two.url, sessions, 1, answered=3000)
+    timer.join()
+    reasons = sorted({r for s in sessions for r in s.reasons})
+    gaps = sorted(gap for s in sessions for gap in s.gaps)
+    with capsys.disabled():
+        print(f"\n{len(gaps)} streams moved; gaps {[round(g, 2) for g in gaps]} s; told {reasons}")
+    assert scaled
+    assert gaps, "no stream was on the replica that went"
+    assert all(len(s.answers[0]) == 3000 for s in sessions)
+    assert all("shutting down" in r for r in reasons), reasons
+    two.wait_for_replicas(1)
+
+
+def _settled(two: Cluster, name: str, total: float) -> dict[str, float]:
+    """A metric by replica, once it adds up: Ray exports every second."""
+    import time
+
+    for _ in range(60):
+        found = two.by_replica(name)
+        if sum(found.values()) >= total:
+            break
+        time.sleep(0.5)
+    return found
