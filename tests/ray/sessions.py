@@ -30,6 +30,7 @@ class Session:
         gaps: seconds from the last token of a replica that was lost to the next one's first.
         reasons: what ended a stream before its time.
         keep: what is sent of a history after a loss; all of it by default.
+        heard: called for each token, with the number of turns before its own.
     """
 
     number: int
@@ -38,6 +39,7 @@ class Session:
     gaps: list[float] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
     keep: Callable[[list[int]], list[int]] = lambda tokens: tokens
+    heard: Callable[[int], None] = lambda turn: None
 
     @property
     def name(self) -> str:
@@ -60,6 +62,7 @@ class Session:
                         self.gaps.append(time.monotonic() - last)
                         lost = False
                     answer.append(token)
+                    self.heard(len(self.answers))
                     last = time.monotonic()
             except Ended as ended:
                 self.reasons.append(str(ended))
@@ -113,21 +116,13 @@ def _tokens(url: str, body: dict[str, Any], session: str) -> Any:
         raise Ended(f"cut without a reason: {error!r}") from None
 
 
-def hold(
-    url: str,
-    sessions: list[Session],
-    turns: int,
-    answered: int = ANSWERED,
-    after_turn: Callable[[int], None] = lambda turn: None,
-) -> None:
+def hold(url: str, sessions: list[Session], turns: int, answered: int = ANSWERED) -> None:
     """All sessions at once, in step: each says its turn, then the next turn begins."""
     barrier = threading.Barrier(len(sessions))
 
     def one(session: Session) -> None:
-        for turn in range(turns):
+        for _ in range(turns):
             session.turn(url, answered)
-            if barrier.wait(600) == 0:
-                after_turn(turn)
             barrier.wait(600)
 
     with ThreadPoolExecutor(len(sessions)) as pool:

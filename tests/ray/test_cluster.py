@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from tests.e2e.engines import tiny
 from tests.e2e.servers import serve
 from tests.ray.cluster import FLAGS, SINKS, WINDOW, Cluster, cluster
 from tests.ray.sessions import Session, hold
+from vllm_sink import policy
 
 pytest.importorskip("ray", reason="ray is not installed (the extra 'ray')")
 
@@ -19,14 +23,16 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 
 SESSIONS, TURNS = 32, 3
 
-#: Of the tiny model. A token's state reaches back a window in each layer.
+#: Tokens of an answer that does not end while its replica drains.
+LONG = 3000
+
+#: Of the tiny model.
 LAYERS = 3
 
 
 def bounded(tokens: list[int]) -> list[int]:
-    """All that the last tokens' state depends on, however long the history was."""
-    reach = (LAYERS + 1) * WINDOW
-    return tokens if len(tokens) <= SINKS + reach else tokens[:SINKS] + tokens[-reach:]
+    """All that the next token depends on, however long the history was."""
+    return policy.rebuild(tokens, SINKS, WINDOW, LAYERS)
 
 
 @pytest.fixture(scope="module")
@@ -67,13 +73,20 @@ def test_sessions_stay_where_their_cache_is(
 def test_sessions_survive_their_replica(
     two: Cluster, expected: list[list[list[int]]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One is killed before the second turn; half of the sessions then send a bounded history."""
+    """One is killed amid the second turn; half of the sessions then send a bounded history."""
     before = set(two.by_replica("vllm_sink_info"))
     victim = two.replica_processes()[0]
+    heard = itertools.count(1)
+
+    def listen(turn: int) -> None:
+        if turn == 1 and next(heard) == 8 * SESSIONS:
+            victim.kill()
+
     sessions = [
-        Session(i, keep=bounded if i % 2 else lambda tokens: tokens) for i in range(SESSIONS)
+        Session(i, keep=bounded if i % 2 else lambda tokens: tokens, heard=listen)
+        for i in range(SESSIONS)
     ]
-    hold(two.url, sessions, TURNS, after_turn=lambda turn: victim.kill() if turn == 0 else None)
+    hold(two.url, sessions, TURNS)
     gaps = sorted(gap for s in sessions for gap in s.gaps)
     reasons = sorted({r for s in sessions for r in s.reasons})
     with capsys.disabled():
@@ -94,33 +107,22 @@ def test_streams_leave_a_replica_that_goes(
     """Scaled down under streams that do not end in time: each is told, and goes on elsewhere."""
     two.wait_for_replicas(2)
     sessions = [Session(i) for i in range(200, 208)]
-    scaled: list[bool] = []
-
-    def scale(turn: int) -> None:
-        two.run(min_replicas=1, max_replicas=1)
-        scaled.append(True)
-
-    import threading
-
-    timer = threading.Timer(4.0, scale, [0])
-    timer.start()
-    hold(two.url, sessions, 1, answered=3000)
-    timer.join()
+    scale = threading.Timer(4.0, lambda: two.run(min_replicas=1, max_replicas=1))
+    scale.start()
+    hold(two.url, sessions, 1, answered=LONG)
+    scale.join()
     reasons = sorted({r for s in sessions for r in s.reasons})
     gaps = sorted(gap for s in sessions for gap in s.gaps)
     with capsys.disabled():
         print(f"\n{len(gaps)} streams moved; gaps {[round(g, 2) for g in gaps]} s; told {reasons}")
-    assert scaled
     assert gaps, "no stream was on the replica that went"
-    assert all(len(s.answers[0]) == 3000 for s in sessions)
+    assert all(len(s.answers[0]) == LONG for s in sessions)
     assert all("shutting down" in r for r in reasons), reasons
     two.wait_for_replicas(1)
 
 
 def _settled(two: Cluster, name: str, total: float) -> dict[str, float]:
     """A metric by replica, once it adds up: Ray exports every second."""
-    import time
-
     for _ in range(60):
         found = two.by_replica(name)
         if sum(found.values()) >= total:
