@@ -13,7 +13,7 @@ import pytest
 
 from tests.e2e.engines import tiny
 from tests.ray.cluster import write_flags
-from vllm_sink.errors import PolicyError
+from vllm_sink.errors import PolicyError, UnsupportedError
 from vllm_sink.metrics.stats import StreamStats
 
 ray = pytest.importorskip("ray", reason="ray is not installed (the extra 'ray')")
@@ -75,9 +75,13 @@ def test_bad_arguments(args: dict[str, str], said: str, tmp_path: Path) -> None:
     [
         ({"kv_policy": "sinks"}, {}, "'sinks' is not allowed; allowed: one of full, window, sink"),
         ({"kv_policy": "full"}, {}, "for vLLM unchanged there is ray.serve.llm:build_openai_app"),
-        ({"window_token": "8"}, {}, "unrecognized arguments: --window-token 8"),
+        ({"windows": "8"}, {}, "unrecognized arguments: --windows"),
         ({"api_key": "secret"}, {}, "--api-key: 'a key in a file' is not allowed"),
-        ({"sink_require_api_key": "true"}, {}, "only with a key in VLLM_API_KEY"),
+        (
+            {"sink_require_api_key": "true"},
+            {},
+            "--sink-require-api-key: there is no key; allowed: one in VLLM_API_KEY",
+        ),
         ({}, {"min_replicas": 2}, "they and the ingress need 5 CPU of 3 that Ray has"),
     ],
 )
@@ -92,7 +96,7 @@ def test_refused_when_deployed(
 ) -> None:
     monkeypatch.delenv("VLLM_API_KEY", raising=False)
     file = write_flags(tmp_path, tiny("llama-gqa", tiny_folder), **flags)
-    with pytest.raises(PolicyError) as refused:
+    with pytest.raises((PolicyError, UnsupportedError)) as refused:
         app({"config": str(file), "wait_for_resources_s": 0, **args})
     assert said in str(refused.value)
 

@@ -28,7 +28,7 @@ def app(args: dict[str, Any]) -> Application:
         args: see :class:`~vllm_sink.serving.ray.settings.AppArgs`; all have defaults.
 
     Raises:
-        PolicyError: an argument, a flag, or what the cluster has, does not allow it.
+        PolicyError, UnsupportedError: an argument, a flag, or the cluster does not allow it.
     """
     from vllm_sink.serving.ray import settings
 

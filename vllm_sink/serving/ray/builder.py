@@ -60,14 +60,13 @@ def _check_policy(config: LLMConfig) -> None:
         PolicyError: naming it.
     """
     additional = config.engine_kwargs.get("additional_config") or {}
-    if CONFIG_KEY not in additional:
+    if CONFIG_KEY not in additional or not KVPolicy.from_config(additional[CONFIG_KEY]).active:
         raise PolicyError(
             "additional_config",
             additional,
             f'one with "{CONFIG_KEY}", such as {{"{CONFIG_KEY}": {{"name": "sink"}}}}; '
             "for vLLM unchanged there is ray.serve.llm:build_openai_app",
         )
-    KVPolicy.from_config(additional[CONFIG_KEY])
 
 
 def _set_defaults(config: LLMConfig) -> None:

@@ -46,6 +46,8 @@ class StreamServer(LLMServer):
     ) -> AsyncGenerator[Any, None]:
         from vllm_sink.serving.tenant import set_headers
 
+        if DRAIN.begun:
+            return refused()
         if raw_request_info is not None:
             set_headers(raw_request_info.headers)
         answer = await super()._run_request(
@@ -67,15 +69,17 @@ def draining(perform: Callable[..., Any]) -> Callable[..., Any]:
     return shut_down
 
 
+async def refused() -> AsyncGenerator[Any, None]:
+    """The answer to what comes after the end was announced."""
+    yield _error(REFUSED)
+
+
 async def with_reasons(
     answer: AsyncGenerator[Any, None], streamed: bool
 ) -> AsyncGenerator[Any, None]:
-    """An answer that ends with a reason where its replica must go, or may not begin it."""
+    """An answer that ends with a reason where its replica must go."""
     from vllm.exceptions import GracefulHTTPError
 
-    if DRAIN.begun:
-        yield _error(REFUSED)
-        return
     began = False
     with DRAIN.live() as live:
         expiry = asyncio.ensure_future(live.expired.wait())

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from vllm_sink import plugin
-from vllm_sink.errors import PolicyError
+from vllm_sink.errors import PolicyError, UnsupportedError
 
 #: Where the file of flags lies, unless ``config`` says so.
 CONFIG_VARIABLE = "VLLM_SINK_CONFIG"
@@ -124,35 +125,38 @@ class Flags:
         """Read the file.
 
         Raises:
-            PolicyError: a flag is unknown or not allowed; vLLM's parser names it.
+            PolicyError, UnsupportedError: a flag is unknown or not allowed, by its name.
         """
-        from vllm.engine.arg_utils import AsyncEngineArgs
-        from vllm.entrypoints.launchers.cli_args import FrontendArgs, make_arg_parser
+        from vllm.entrypoints.launchers.cli_args import make_arg_parser
         from vllm.utils.argparse_utils import FlexibleArgumentParser
 
         plugin.register()
-        parser = make_arg_parser(FlexibleArgumentParser(prog=path, exit_on_error=False))
+        parser = make_arg_parser(FlexibleArgumentParser(exit_on_error=False))
 
-        def refuse(message: str) -> None:
-            raise PolicyError(path, "what it says", message)
+        def refuse(message: str) -> NoReturn:
+            reason = message.removeprefix("vllm serve: error: ")
+            raise UnsupportedError(f"{path}: {reason}")
 
-        parser.error = refuse
-        args = parser.parse_args(["--config", path])
+        parser.error = refuse  # it would end the process, which is Ray's
         try:
-            engine = AsyncEngineArgs.from_cli_args(args)
-        except SystemExit as error:
-            raise PolicyError(path, "what it says", str(error)) from None
+            args = parser.parse_args(["--config", path])
+        except argparse.ArgumentError as error:
+            refuse(str(error))
         if args.api_key:
             raise PolicyError(
                 "--api-key", "a key in a file", "a key in VLLM_API_KEY, from a secret"
             )
-        front = {f.name: getattr(args, f.name) for f in dataclasses.fields(FrontendArgs)}
+        try:
+            given = _fields(args)
+        except SystemExit as error:
+            refuse(str(error))
+        unasked = _fields(parser.parse_args(["--model", args.model_tag or args.model]))
         model = args.model_tag or args.model
         names = args.served_model_name or [model]
-        kwargs = {**_changed(AsyncEngineArgs, vars(engine)), **_changed(FrontendArgs, front)}
+        kwargs = {name: value for name, value in given.items() if value != unasked[name]}
         for name in ("model", "served_model_name", *_RAYS_OWN):
             kwargs.pop(name, None)
-        return cls(model, names[0], kwargs, engine.shutdown_timeout)
+        return cls(model, names[0], kwargs, int(given["shutdown_timeout"]))
 
     def grace(self) -> dict[str, float]:
         """The same grace period for Ray: it ends what has not ended by itself by then."""
@@ -161,18 +165,14 @@ class Flags:
         return {"graceful_shutdown_timeout_s": float(self.shutdown_timeout)}
 
 
-def _changed(cls: Any, values: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a dataclass whose values are not the defaults."""
-    changed = {}
-    for field in dataclasses.fields(cls):
-        default = (
-            field.default
-            if field.default_factory is dataclasses.MISSING
-            else field.default_factory()
-        )
-        if field.name in values and values[field.name] != default:
-            changed[field.name] = values[field.name]
-    return changed
+def _fields(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments as vLLM's two dataclasses have them, this project's in ``additional_config``."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.entrypoints.launchers.cli_args import FrontendArgs
+
+    engine = AsyncEngineArgs.from_cli_args(args)
+    fields = {f.name: getattr(args, f.name) for f in dataclasses.fields(FrontendArgs)}
+    return fields | {f.name: getattr(engine, f.name) for f in dataclasses.fields(AsyncEngineArgs)}
 
 
 def _is_cpu() -> bool:
