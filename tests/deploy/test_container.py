@@ -214,28 +214,31 @@ def test_drain(container: Container) -> None:
     assert seconds < GRACE + 8, f"{seconds:.1f} s"
 
 
+#: A change of the file, and the one clear message that comes of it.
+BAD = (
+    ({"kv-policy": "sinks"}, "'sinks' is not allowed; allowed: one of full, window, sink"),
+    ({}, "--sink-require-api-key: there is no key; allowed: one in VLLM_API_KEY"),
+    (
+        {"sink-tenant-label": "off"},
+        "--sink-tenant-max-streams: 3 is not allowed; allowed: a limit only with "
+        "--sink-tenant-label",
+    ),
+)
+
+
 def test_bad_configuration(tiny_folder: Path, tmp_path: Path) -> None:
-    """One clear message, at once: an unknown policy, a missing secret, a limit for nobody."""
-    model = str(tiny("llama-gqa", tiny_folder))
-    for change, said in (
-        ({"kv-policy": "sinks"}, "'sinks' is not allowed; allowed: one of full, window, sink"),
-        ({}, "--sink-require-api-key: there is no key; allowed: one in VLLM_API_KEY"),
-        (
-            {"sink-tenant-label": "off"},
-            "--sink-tenant-max-streams: 3 is not allowed; allowed: a limit only with "
-            "--sink-tenant-label",
-        ),
-    ):
-        file = tmp_path / "vllm.yaml"
-        file.write_text(yaml.safe_dump({**flags("cpu"), **HERE, "model": model, **change}))
-        ended = subprocess.run(
-            [str(VLLM), "serve", "--config", str(file)],
-            env={k: v for k, v in os.environ.items() if k != "VLLM_API_KEY"},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert ended.returncode != 0
-        assert said in " ".join((ended.stderr + ended.stdout).split())
-        assert "Traceback" not in ended.stderr
+    """An unknown policy, a missing secret, a limit for nobody: one message, and the end."""
+    model = {"model": str(tiny("llama-gqa", tiny_folder))}
+    variables = {k: v for k, v in os.environ.items() if k != "VLLM_API_KEY"}
+    started = []
+    for i, (change, _) in enumerate(BAD):
+        file = tmp_path / f"{i}.yaml"
+        file.write_text(yaml.safe_dump({**flags("cpu"), **HERE, **model, **change}))
+        command = [str(VLLM), "serve", "--config", str(file)]
+        both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        started.append(subprocess.Popen(command, env=variables, **both))
+    for process, (_, said) in zip(started, BAD, strict=True):
+        told = process.communicate(timeout=300)[0]
+        assert process.returncode != 0
+        assert said in " ".join(told.split())
+        assert "Traceback" not in told

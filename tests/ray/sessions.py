@@ -31,6 +31,7 @@ class Session:
         reasons: what ended a stream before its time.
         keep: what is sent of a history after a loss; all of it by default.
         heard: called for each token, with the number of turns before its own.
+        enough: whether the client hangs up.
     """
 
     number: int
@@ -40,6 +41,7 @@ class Session:
     reasons: list[str] = field(default_factory=list)
     keep: Callable[[list[int]], list[int]] = lambda tokens: tokens
     heard: Callable[[int], None] = lambda turn: None
+    enough: Callable[[], bool] = lambda: False
 
     @property
     def name(self) -> str:
@@ -52,7 +54,7 @@ class Session:
         answer: list[int] = []
         lost, last = False, 0.0
         until = time.monotonic() + 300
-        while len(answer) < answered:
+        while len(answer) < answered and not self.enough():
             assert time.monotonic() < until, f"{self.name}: no replica in five minutes"
             prompt = self.history + answer
             body = _body(self.keep(prompt) if lost else prompt, answered - len(answer))
@@ -64,6 +66,8 @@ class Session:
                     answer.append(token)
                     self.heard(len(self.answers))
                     last = time.monotonic()
+                    if self.enough():
+                        break
             except Ended as ended:
                 self.reasons.append(str(ended))
                 last = last or time.monotonic()
@@ -111,7 +115,8 @@ def _tokens(url: str, body: dict[str, Any], session: str) -> Any:
                     raise Ended(event["error"]["message"])
                 yield from event["choices"][0]["token_ids"]
     except urllib.error.HTTPError as error:
-        raise Ended(f"HTTP {error.code}: {error.read().decode()[:300]}") from None
+        told = json.load(error)["error"]["message"]
+        raise Ended(f"HTTP {error.code}: {told.partition(' (Request ID')[0]}") from None
     except (OSError, http.client.HTTPException) as error:
         raise Ended(f"cut without a reason: {error!r}") from None
 
