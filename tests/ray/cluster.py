@@ -18,6 +18,9 @@ from vllm_sink.commands.server import Metrics
 
 SINKS, WINDOW = 4, 60
 
+#: In the environment of the cluster's processes, as a Secret puts it there.
+KEY = "a key of this test's"
+
 FLAGS = {
     "served-model-name": "tiny",
     "dtype": "float32",
@@ -109,6 +112,7 @@ def cluster(folder: Path, tiny_folder: Path, cpus: int = 6) -> Iterator[Cluster]
 
     model = tiny("llama-gqa", tiny_folder)
     port, metrics_port = free_port(), free_port()
+    os.environ["VLLM_API_KEY"] = KEY
     before = {p.pid for p in psutil.Process().children(recursive=True)}
     ray.init(
         num_cpus=cpus,
@@ -122,6 +126,7 @@ def cluster(folder: Path, tiny_folder: Path, cpus: int = 6) -> Iterator[Cluster]
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         yield Cluster(port, metrics_port, write_flags(folder, model))
     finally:
+        del os.environ["VLLM_API_KEY"]
         started += [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
         serve.shutdown()
         ray.shutdown()

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.e2e.engines import random_tokens
+from tests.ray.cluster import KEY
 
 #: Tokens that a user adds in a turn, and that the model says.
 SAID, ANSWERED = 70, 40
@@ -102,7 +103,11 @@ def _tokens(url: str, body: dict[str, Any], session: str) -> Any:
     request = urllib.request.Request(
         url + "/v1/completions",
         json.dumps(body).encode(),
-        {"Content-Type": "application/json", "x-session-id": session},
+        {
+            "Content-Type": "application/json",
+            "Authorization": f"Bearer {KEY}",
+            "x-session-id": session,
+        },
     )
     try:
         with urllib.request.urlopen(request, timeout=240) as answer:

@@ -16,8 +16,12 @@ from vllm_sink.policy import CONFIG_KEY, KVPolicy
 from vllm_sink.serving.ray.ingress import StreamIngress, make_ingress, require_key
 from vllm_sink.serving.ray.replica import StreamServer
 
-#: Ray's own: the same session, the same replica, for as long as there is one.
-ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
+#: Ray's own: the same session, the same replica, for as long as there is one. Its fallback takes
+#: another one where the right one is slow to say how busy it is, and the session's cache is lost.
+ROUTER = {
+    "request_router_class": "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter",
+    "request_router_kwargs": {"num_fallback_replicas": 0},
+}
 
 #: Ray's own import path of the policy in :mod:`vllm_sink.serving.ray.autoscaling`.
 AUTOSCALING = "vllm_sink.serving.ray.autoscaling:StreamLoad"
@@ -72,7 +76,7 @@ def _check_policy(config: LLMConfig) -> None:
 def _set_defaults(config: LLMConfig) -> None:
     """Sticky sessions, scaling by streams, time to finish; what the user named stays."""
     deployment = config.deployment_config
-    deployment.setdefault("request_router_config", {"request_router_class": ROUTER})
+    deployment.setdefault("request_router_config", ROUTER)
     deployment.setdefault("graceful_shutdown_timeout_s", GRACE)
     deployment.setdefault("graceful_shutdown_wait_loop_s", 0.5)
     scaling = deployment.get("autoscaling_config")
