@@ -59,7 +59,7 @@ monitoring-test: env model ## real server, real Prometheus: every query of every
 		echo "make monitoring-test needs prometheus and promtool (Debian: prometheus)"; exit 1; }
 	$(PYTEST) tests/monitoring $(ARGS)
 
-ray-test: env ## a real Ray cluster here: two replicas, 32 sessions, one replica killed, one drained
+ray-test: env ## a real Ray cluster here: 32 sessions on two replicas, one killed; scaling; the executor
 	$(PYTEST) -n 0 -s tests/ray $(ARGS)
 
 manifests: env ## write deploy/monitoring/prometheusrule.yaml from its rules
