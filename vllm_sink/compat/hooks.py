@@ -97,6 +97,18 @@ WRAPS = (
     ),
     Hook(
         "wraps",
+        "vllm.v1.engine.async_llm:AsyncLLM.shutdown",
+        "streams are told why they end before their engine does; --shutdown-timeout kills it "
+        "under them",
+    ),
+    Hook(
+        "wraps",
+        "vllm.v1.engine.output_processor:OutputProcessor.add_request",
+        "where a tenant's stream becomes known; only with a tenant's limits",
+        ("request",),
+    ),
+    Hook(
+        "wraps",
         "vllm.v1.engine.llm_engine:LLMEngine.__init__",
         "as AsyncLLM.__init__",
         ("vllm_config", "log_stats", "stat_loggers"),

@@ -96,7 +96,8 @@ def wrap(owner: type, name: str, make: _Make) -> None:
     original = owner.__dict__.get(name)
     if original is None:
         raise ImportError(
-            f"vllm-sink does not know this vLLM: {owner.__module__}.{owner.__name__}.{name} is gone"
+            f"vllm-sink does not know this {owner.__module__.partition('.')[0]}: "
+            f"{owner.__module__}.{owner.__name__}.{name} is gone"
         )
     function = original.__func__ if isinstance(original, (staticmethod, classmethod)) else original
     maker = f"{make.__module__}.{make.__qualname__}"
@@ -195,6 +196,14 @@ def wrap_v1_positions(raise_positions: Callable[[Any, Any], None]) -> None:
         return prepare
 
     wrap(GPUModelRunner, "_prepare_inputs", make)
+
+
+def request_renderers() -> list[str]:
+    """Methods of ``OnlineRenderer`` that OpenAI's endpoints call; the third came later than 0.29."""
+    from vllm.renderers.online_renderer import OnlineRenderer
+
+    names = ("render_chat", "render_completion", "render_responses")
+    return [name for name in names if hasattr(OnlineRenderer, name)]
 
 
 @functools.cache

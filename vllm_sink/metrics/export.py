@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from vllm.v1.metrics.stats import SchedulerStats
 
 
+#: The last message of each engine that this process reads, for whoever decides by it.
+LAST: dict[int, StreamStats] = {}
+
+
 class SinkStatLogger(AggregateStatLoggerBase):
     """Exports with prometheus-client (vLLM: ``PrometheusStatLogger``).
 
@@ -97,6 +101,7 @@ class SinkStatLogger(AggregateStatLoggerBase):
         stats: StreamStats | None = compat.take_stats(scheduler_stats, StreamStats)
         if stats is None or engine_idx not in self._labels:
             return
+        LAST[engine_idx] = stats
         self._line.record(engine_idx, stats)
         labels = self._labels[engine_idx]
         self._set_levels(stats, labels)
