@@ -34,8 +34,8 @@ POINTS = 250
 #: Samples from which growth is told.
 LEAST_SAMPLES = 10
 
-#: What a process may grow by: bytes a token, and once what allocators take from the system at a
-#: time (pymalloc's arena; resident memory comes in no finer steps, whatever is held).
+#: What a process may grow by: bytes a token, and once what an allocator keeps for later, one arena
+#: of Python's. What is held is counted object by object in tests/e2e/test_growth.py.
 BYTES_PER_TOKEN = 1.0
 GRAIN = 1 << 20
 

@@ -264,6 +264,7 @@ def install_front_end(vllm_config: Any) -> None:
     Done where an engine's config is made. Where that is another process than the front end's (Ray
     Serve makes it in a task that has the GPU), the front end calls this before it makes its engine.
     """
+    from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
     from vllm.renderers.online_renderer import OnlineRenderer
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.input_processor import InputProcessor
@@ -271,7 +272,7 @@ def install_front_end(vllm_config: Any) -> None:
     from vllm.v1.engine.output_processor import RequestState
 
     from vllm_sink.engine import requests
-    from vllm_sink.serving import chat, drain, length, limits, tail
+    from vllm_sink.serving import chat, drain, length, limits, piece, tail
     from vllm_sink.serving.access import Access
 
     compat.wrap(InputProcessor, "process_inputs", requests.checked)
@@ -283,6 +284,7 @@ def install_front_end(vllm_config: Any) -> None:
     compat.wrap(RequestState, "make_request_output", tail.with_tail)
     if compat.weight_version_span() is not None:
         compat.wrap(RequestState, "_weight_version_spans", tail.with_true_spans)
+    compat.wrap(OpenAIServingChat, "chat_completion_stream_generator", piece.with_pieces)
     metrics.install(vllm_config)
     kv_policy = policy_of(vllm_config)
     access = Access.from_config(vllm_config.additional_config)

@@ -45,6 +45,7 @@ class Hook:
 
 _ARGS = "vllm.engine.arg_utils:EngineArgs"
 _RENDERER = "vllm.renderers.online_renderer:OnlineRenderer"
+_CHAT = "vllm.entrypoints.openai.chat_completion.serving:OpenAIServingChat"
 _STATE = "vllm.v1.engine.output_processor:RequestState"
 _SCHEDULER = "vllm.v1.core.sched.scheduler:Scheduler"
 _REQUEST = "vllm.v1.request:Request"
@@ -124,6 +125,13 @@ WRAPS = (
         f"{_STATE}._weight_version_spans",
         "spans are told in indices of the whole answer",
         optional=True,
+    ),
+    Hook(
+        "wraps",
+        f"{_CHAT}.chat_completion_stream_generator",
+        "a streamed chat is appended, piece by piece, to a copy that only the log of outputs reads; "
+        "the copy is a local variable",
+        ("request", "result_generator"),
     ),
     Hook(
         "wraps",
@@ -243,6 +251,9 @@ READS = (
         "output_kind",
         "sent_tokens_offset",
         "stream_interval",
+    ),
+    *_reads(
+        _CHAT, "whether somebody reads what has been streamed", "parser_cls", "enable_log_outputs"
     ),
     *_reads(
         "vllm.v1.engine.detokenizer:BaseIncrementalDetokenizer",

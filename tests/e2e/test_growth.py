@@ -1,0 +1,124 @@
+"""Nothing grows with a stream: what the process holds after many rollovers is what it held.
+
+Engine, worker and front end are in this process, the pool is so small that every block has been
+used before counting begins, and the streams are in step, so that all lists are as long at the end
+as they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from vllm.sampling_params import RequestOutputKind
+
+from tests.e2e.engines import greedy, prompt, random_tokens, scheduler_of, tiny
+from tests.e2e.growth import Held
+from tests.e2e.streams import SAMPLING, rolling
+from vllm_sink.engine.rollover import RollingStreams
+from vllm_sink.serving import tail
+
+# One worker: the tests share an engine.
+pytestmark = pytest.mark.xdist_group("growth")
+
+#: Half of them are streamed; of the others vLLM holds the answer, as it was asked to.
+STREAMS = 16
+#: How often each rolls before counting, and between two counts.
+BEFORE, BETWEEN = 2, 10
+#: Bytes a token that pass for nothing.
+NOTHING = 0.25
+
+
+class Streams:
+    """Endless streams that roll at the same steps, and short requests beside them."""
+
+    def __init__(self, llm: Any) -> None:
+        self.core, self.scheduler = llm.llm_engine, scheduler_of(llm)
+        self.tokens = self.short = 0
+        ways = [SAMPLING[name] for name in ("seed", "top_k, logit bias", "presence", "bad words")]
+        for i in range(STREAMS):
+            params = ways[i // 2 % len(ways)].clone()
+            params.max_tokens = None
+            params.output_kind = RequestOutputKind.DELTA if i % 2 else RequestOutputKind.FINAL_ONLY
+            params.logprobs = 0 if i < 4 else None
+            self.core.add_request(f"stream-{i}", prompt(random_tokens(20, seed=i)), params)
+
+    def roll(self, times: int) -> None:
+        """Until each has rolled so often."""
+        until = self.scheduler.rollovers + times * STREAMS
+        while self.scheduler.rollovers < until:
+            self._step()
+            if self.tokens % (40 * STREAMS) == 0:
+                short = prompt(random_tokens(9, seed=self.short))
+                self.core.add_request(f"short-{self.short}", short, greedy(5))
+                self.short += 1
+        for _ in range(10):  # the last short one ends
+            self._step()
+
+    def _step(self) -> None:
+        self.core.step()
+        self.tokens += STREAMS
+
+    def count(self) -> Held:
+        states = self.core.output_processor.request_states.values()
+        kept = [s for s in states if s.output_kind == RequestOutputKind.FINAL_ONLY]
+        assert len(states) == STREAMS == 2 * len(kept)
+        answers = [(s.detokenizer.token_ids, s.detokenizer.output_text) for s in kept]
+        return Held([*answers, *(s.logprobs_processor.logprobs for s in kept)])
+
+
+@pytest.fixture(scope="module")
+def streams(tiny_folder: Path) -> Iterator[Streams]:
+    settings = {"max_num_seqs": STREAMS + 4, "num_gpu_blocks_override": 200}
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        rolling(tiny("llama-gqa", tiny_folder), disable_log_stats=False, **settings) as llm,
+    ):
+        patch.setattr(tail, "KEEP", 20)
+        patch.setattr(tail, "EVERY", 21)  # as much is kept at any moment
+        running = Streams(llm)
+        running.roll(BEFORE)
+        pool = running.scheduler.kv_cache_manager.block_pool
+        assert running.tokens > pool.num_gpu_blocks * running.scheduler.block_size
+        yield running
+        running.core.abort_request([f"stream-{i}" for i in range(STREAMS)])
+        while running.core.has_unfinished_requests():
+            running.core.step()
+        running.core.step()
+
+
+def _grown(streams: Streams, before: Held, rollovers: int) -> tuple[float, Held, str]:
+    """Bytes a token, until the streams have rolled some more; and what they are."""
+    tokens = streams.tokens
+    streams.roll(rollovers)
+    after = streams.count()
+    tokens = streams.tokens - tokens
+    told = f"of {tokens} tokens these bytes are left:\n{after.grown_since(before)}"
+    return (after.total - before.total) / tokens, after, told
+
+
+def test_nothing_grows_and_a_leak_would_be_seen(
+    streams: Streams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    per_token, after, told = _grown(streams, streams.count(), BETWEEN)
+    assert abs(per_token) < NOTHING, told
+    # A streamed answer is kept.
+    monkeypatch.setattr(tail, "EVERY", 1 << 40)
+    per_token, after, told = _grown(streams, after, 2)
+    assert per_token > 4, told
+    assert "Detokenizer" in told
+    # What is cut stays somewhere.
+    monkeypatch.setattr(tail, "EVERY", 21)  # as much is kept at any moment
+    cut, kept = RollingStreams._cut, []
+
+    def keeps(self: Any, request: Any, a: int, b: int, prompt_cut: int) -> None:
+        kept.append(request._all_token_ids[a:b])
+        cut(self, request, a, b, prompt_cut)
+
+    monkeypatch.setattr(RollingStreams, "_cut", keeps)
+    streams.roll(1)
+    before = streams.count()
+    per_token, _, told = _grown(streams, before, 2)
+    assert per_token > 4, told
