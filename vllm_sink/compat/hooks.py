@@ -129,8 +129,8 @@ WRAPS = (
     Hook(
         "wraps",
         f"{_CHAT}.chat_completion_stream_generator",
-        "a streamed chat is appended, piece by piece, to a copy that only the log of outputs reads; "
-        "the copy is a local variable",
+        "a streamed chat is appended, piece by piece, to a copy that only the log of outputs "
+        "reads; the copy is a local variable",
         ("request", "result_generator"),
     ),
     Hook(

@@ -128,8 +128,7 @@ def _imports(own: Source) -> list[Hook]:
             id(part)
             for node in ast.walk(tree)
             if isinstance(node, ast.Try)
-            for statement in node.body
-            for part in ast.walk(statement)
+            for part in ast.walk(node)
         }
         for node in ast.walk(tree):
             if not isinstance(node, ast.ImportFrom) or id(node) in guarded:

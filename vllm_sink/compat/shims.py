@@ -199,11 +199,20 @@ def wrap_v1_positions(raise_positions: Callable[[Any, Any], None]) -> None:
 
 
 def request_renderers() -> list[str]:
-    """Methods of ``OnlineRenderer`` that OpenAI's endpoints call; the third came later than 0.29."""
+    """Methods of ``OnlineRenderer`` that OpenAI's endpoints call; 0.29 had no third."""
     from vllm.renderers.online_renderer import OnlineRenderer
 
     names = ("render_chat", "render_completion", "render_responses")
     return [name for name in names if hasattr(OnlineRenderer, name)]
+
+
+def serve_arguments() -> Any:
+    """The module with ``make_arg_parser`` and ``FrontendArgs``, of ``vllm serve``."""
+    try:
+        from vllm.entrypoints.launchers import cli_args
+    except ImportError:  # since 0.33
+        from vllm.entrypoints.common import cli_args
+    return cli_args
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from vllm_sink import plugin
+from vllm_sink import compat, plugin
 from vllm_sink.errors import PolicyError, UnsupportedError
 
 #: Where the file of flags lies, unless ``config`` says so.
@@ -127,11 +127,12 @@ class Flags:
         Raises:
             PolicyError, UnsupportedError: a flag is unknown or not allowed, by its name.
         """
-        from vllm.entrypoints.launchers.cli_args import make_arg_parser
         from vllm.utils.argparse_utils import FlexibleArgumentParser
 
         plugin.register()
-        parser = make_arg_parser(FlexibleArgumentParser(exit_on_error=False))
+        parser = compat.serve_arguments().make_arg_parser(
+            FlexibleArgumentParser(exit_on_error=False)
+        )
 
         def refuse(message: str) -> NoReturn:
             reason = message.removeprefix("vllm serve: error: ")
@@ -168,10 +169,12 @@ class Flags:
 def _fields(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments as vLLM's two dataclasses have them, this project's in ``additional_config``."""
     from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.entrypoints.launchers.cli_args import FrontendArgs
 
     engine = AsyncEngineArgs.from_cli_args(args)
-    fields = {f.name: getattr(args, f.name) for f in dataclasses.fields(FrontendArgs)}
+    fields = {
+        f.name: getattr(args, f.name)
+        for f in dataclasses.fields(compat.serve_arguments().FrontendArgs)
+    }
     return fields | {f.name: getattr(engine, f.name) for f in dataclasses.fields(AsyncEngineArgs)}
 
 
