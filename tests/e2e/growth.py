@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import types
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -16,7 +17,7 @@ import torch
 
 
 class Held:
-    """All that is reachable now, but for earlier counts.
+    """All that is reachable now, but for earlier counts and for code, most of all objects.
 
     Args:
         besides: data that is left out, and all data in it.
@@ -44,7 +45,7 @@ class Held:
             owner = todo.pop()
             for one in gc.get_referents(owner):
                 key = id(one)
-                if key not in self.sizes and key not in mine:
+                if type(one) is not types.CodeType and key not in self.sizes and key not in mine:
                     self.sizes[key] = _size(one)
                     self.owners[key] = id(owner)
                     self.kinds[key] = type(one)
