@@ -89,6 +89,7 @@ def test_their_own_tests_pass(patched: Path) -> None:
     pytest_in(patched, str(patched / "tests" / "plugins_tests"), "--rootdir", str(patched))
 
 
+@pytest.mark.slow
 @for_this_version
 def test_the_core_of_the_suite_passes_on_a_patched_vllm(patched: Path) -> None:
     pytest_in(patched, "-m", "not slow", *CORE)
