@@ -7,8 +7,10 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 MODEL ?= models/smollm2-135m-instruct
 PORT ?= 8000
 ARGS ?=
+# Another version of vLLM, in an environment of its own: make test VLLM=0.29.0
+VLLM ?=
 
-VENV := .venv/bin
+VENV := .venv$(if $(VLLM),-$(VLLM))/bin
 # Two threads on two busy cores were eight times slower than one: a test's models are small.
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 \
 	$(VENV)/python -m pytest -q --durations=10 -n 2 --dist loadgroup
@@ -16,9 +18,10 @@ PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 VLLM_NO_USAGE_
 # Containers often set it; then every run would compile vLLM's and torch's modules anew (20 s).
 unexport PYTHONDONTWRITEBYTECODE
 export PORT
+export VLLM_SINK_VLLM = $(VLLM)
 
 .DEFAULT_GOAL := help
-.PHONY: help env model text serve test test-all test-gpu memcheck bench-gpu soak monitoring-test dashboard dashboard-picture lint type ci clean
+.PHONY: help env model text serve test test-all test-gpu memcheck bench-gpu soak monitoring-test ray-test manifests schemas dashboard dashboard-picture compat lint type ci clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -35,10 +38,10 @@ text: env ## make models/texts, Jane Austen's novels to measure on
 serve: env $(if $(filter models/smollm2-135m-instruct,$(MODEL)),model) ## serve MODEL= on PORT=, with more flags in ARGS=
 	@exec deploy/local/serve.sh $(MODEL) $(ARGS)
 
-test: env model text ## run the tests, without the slow ones (more pytest flags in ARGS=)
+test: env model text schemas ## run the tests, without the slow ones (more pytest flags in ARGS=)
 	$(PYTEST) -m "not slow" $(ARGS)
 
-test-all: env model text ## run all tests
+test-all: env model text schemas ## run all tests
 	$(PYTEST) $(ARGS)
 
 test-gpu: env ## run the tests that need an NVIDIA GPU, four at a time
@@ -59,6 +62,20 @@ monitoring-test: env model ## real server, real Prometheus: every query of every
 		echo "make monitoring-test needs prometheus and promtool (Debian: prometheus)"; exit 1; }
 	$(PYTEST) tests/monitoring $(ARGS)
 
+ray-test: env ## a real Ray cluster here: 32 sessions on two replicas, one killed; scaling; the executor
+	$(PYTEST) -n 0 -s tests/ray $(ARGS)
+
+manifests: env ## write deploy/monitoring/prometheusrule.yaml from its rules
+	$(VENV)/python deploy/monitoring/prometheusrule.py
+
+# Schemas of custom resources come from npm; where there is none, their tests are skipped.
+schemas: build/schemas/node_modules
+
+build/schemas/node_modules: tests/deploy/schemas/package.json
+	@mkdir -p build/schemas && cp $< build/schemas
+	@if command -v npm >/dev/null; then \
+		npm install --silent --no-audit --no-fund --prefix build/schemas && touch $@; fi
+
 dashboard: env ## write deploy/monitoring/dashboard.json from its panels
 	$(VENV)/python deploy/monitoring/dashboard.py
 
@@ -78,6 +95,11 @@ lint: env ## ruff: check and format
 
 type: env ## mypy on the package
 	$(VENV)/mypy vllm_sink
+
+compat: ## which hooks hold in another vLLM, by its sources: make compat VLLM=0.33.0
+	@test -n "$(VLLM)" || { echo "make compat VLLM=0.33.0"; exit 2; }
+	@VLLM_SINK_VLLM= $(MAKE) --no-print-directory env VLLM=
+	.venv/bin/python -m vllm_sink.compat.report $(VLLM)
 
 ci: lint type test ## what CI runs
 

@@ -19,6 +19,7 @@ plateau shows.
 from __future__ import annotations
 
 import argparse
+import random
 import statistics
 import threading
 import time
@@ -57,6 +58,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--segment-tokens", type=int, default=2048)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--prompt", default="Once upon a time", help="of each stream")
+    parser.add_argument(
+        "--prompt-tokens", type=int, help="instead of --prompt: so many, drawn at random"
+    )
+    parser.add_argument("--vocabulary", type=int, default=256, help="token ids to draw from")
     parser.add_argument("--short-every", type=float, default=2.0, help="seconds; 0 for none")
     parser.add_argument("--sample-every", type=float, default=2.0, help="seconds")
     parser.add_argument(
@@ -67,9 +72,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--check", action="store_true", help="fail if anything grows")
     parser.add_argument("--json", required=True, type=Path, help="where the result goes")
     args = parser.parse_args()
-    for flag, least in (("streams", 1), ("tokens", 100), ("minutes", 0.1)):
-        value = getattr(args, flag)
+    limits = {"streams": 1, "tokens": 100, "minutes": 0.1, "prompt_tokens": 1, "vocabulary": 1}
+    for name, least in limits.items():
+        value = getattr(args, name)
         if value is not None and value < least:
+            flag = name.replace("_", "-")
             parser.error(f"--{flag}: {value} is not allowed; allowed: {least} or more")
     return args
 
@@ -92,12 +99,18 @@ class Run:
     def now(self) -> float:
         return time.perf_counter() - self.begin
 
+    def _prompt(self, stream: int) -> str | list[int]:
+        if self.args.prompt_tokens is None:
+            return str(self.args.prompt)
+        vocabulary = range(self.args.vocabulary)
+        return random.Random(stream).choices(vocabulary, k=self.args.prompt_tokens)
+
     def follow(self, stream: int) -> None:
         """One client."""
         every = max(1, self.args.tokens // (2 * POINTS)) if self.args.tokens else 20
         body: dict[str, Any] = {
             "model": "model",
-            "prompt": self.args.prompt,
+            "prompt": self._prompt(stream),
             "max_tokens": self.args.tokens or 10**9,
             "seed": stream,
             "ignore_eos": True,
@@ -238,6 +251,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "sink_tokens": args.sink_tokens,
         "window_tokens": args.window_tokens,
         "segment_tokens": args.segment_tokens,
+        "prompt_tokens": args.prompt_tokens,
         "tokens": sum(run.arrived),
         "tokens_of_each": run.arrived,
         "seconds": run.now(),

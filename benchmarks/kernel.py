@@ -10,6 +10,8 @@ times each of them once, in a new order. Beside the JSON stands a picture.
 
 Sides: ``stock window`` is vLLM's sliding window over the whole stream's block table, ``stock full``
 is its full attention over a context as long as the window, the others are this project's providers.
+``xformers`` and ``torch`` never run inside a graph, here neither: they are launched layer by layer,
+``EAGER_ROUNDS`` times after the others, what they prepare once a step not counted.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import random
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,8 @@ HEADS, KV_HEADS, SIZE = 32, 8, 128
 #: What the L2 cache of an H100 holds, several times over.
 ROTATED_BYTES = 300 << 20
 MOST_CALLS = 40
+EAGER_ROUNDS = 5
+EAGER = ("xformers", "torch")
 
 
 def numbers(text: str) -> list[int]:
@@ -48,7 +53,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--block-size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument(
-        "--providers", default="flash+triton,flash,triton", help="of vllm_sink, comma separated"
+        "--providers",
+        default="flash+triton,flash,triton,xformers,torch",
+        help="of vllm_sink, comma separated",
     )
     parser.add_argument("--json", required=True, type=Path, help="where the result goes")
     return parser.parse_args()
@@ -101,10 +108,10 @@ def graph_of(call: Callable[[torch.Tensor], None], layers: list[torch.Tensor]) -
     return graph
 
 
-def microseconds(graph: Any, calls: int) -> float:
+def microseconds(run: Callable[[], None], calls: int) -> float:
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()
-    graph.replay()
+    run()
     end.record()
     torch.cuda.synchronize()
     return begin.elapsed_time(end) * 1e3 / calls
@@ -115,7 +122,7 @@ def copy_bandwidth() -> float:
     source = torch.randn(1 << 30, device="cuda", dtype=torch.bfloat16)
     target = torch.empty_like(source)
     graph = graph_of(target.copy_, [source])
-    seconds = statistics.median(microseconds(graph, 1) for _ in range(15)) / 1e6
+    seconds = statistics.median(microseconds(graph.replay, 1) for _ in range(15)) / 1e6
     return 2 * source.numel() * source.element_size() / seconds
 
 
@@ -218,12 +225,33 @@ def ours(
         FlashPlan(shape, torch.device("cuda", torch.cuda.current_device())).fill(step)
     query = torch.randn(batch, HEADS, SIZE, device="cuda", dtype=torch.bfloat16)
     output = torch.empty_like(query)
+    if not providers.is_paged(provider):
+        return _in_tiles(layer, step, query, output)
     made = providers.make(provider, layer, torch.bfloat16)
     assert made is not None
 
     def call(cache: torch.Tensor) -> None:
         key, value = cache.split(SIZE, -1)
         made.attend(step, query, key, value, output)
+
+    return call
+
+
+def _in_tiles(layer: Any, step: Any, query: torch.Tensor, output: torch.Tensor) -> Any:
+    """The ``torch`` provider, which takes tiles."""
+    from vllm_sink.attention.tiles import TileCutter
+    from vllm_sink.attention.torch_provider import attend
+
+    batch = step.num_reqs
+    # What the cutter reads of vLLM's metadata is named alike, but for the table.
+    step.block_table_tensor = step.block_table
+    cutter = TileCutter(step.block_size, step.window_tokens)
+    starts = list(range(batch + 1))
+    tiles = cutter.cut(step, starts, step.host.seq_lens, step.host.sinks)
+
+    def call(cache: torch.Tensor) -> None:
+        for tile in tiles:
+            attend(layer, tile, query, cache.flatten(0, 1), output)
 
     return call
 
@@ -236,15 +264,22 @@ def measure(args: argparse.Namespace, batch: int, window: int) -> dict[str, Any]
         "stock window": stock(data, batch, window, size, full=False),
         "stock full": stock(data, batch, window, size, full=True),
     }
+    eager: dict[str, Callable[..., None]] = {}
     for provider in args.providers.split(","):
-        sides[provider] = ours(data, batch, window, size, args.sink_tokens, provider)
+        group = eager if provider in EAGER else sides
+        group[provider] = ours(data, batch, window, size, args.sink_tokens, provider)
     graphs = {name: graph_of(call, data.layers) for name, call in sides.items()}
-    times: dict[str, list[float]] = {name: [] for name in sides}
+    times: dict[str, list[float]] = {name: [] for name in [*sides, *eager]}
     for _ in range(args.rounds):
         order = list(graphs)
         random.shuffle(order)
         for name in order:
-            times[name].append(microseconds(graphs[name], len(data.layers)))
+            times[name].append(microseconds(graphs[name].replay, len(data.layers)))
+    few = data.layers[:4]
+    for name, call in eager.items():
+        call(few[0])
+        run = partial(_each, call, few)
+        times[name] = [microseconds(run, len(few)) for _ in range(EAGER_ROUNDS)]
     point: dict[str, Any] = {"batch": batch, "window": window, "layers": len(data.layers)}
     base = statistics.median(times["stock window"])
     point["sides"] = {
@@ -266,8 +301,13 @@ def measure(args: argparse.Namespace, batch: int, window: int) -> dict[str, Any]
     return point
 
 
+def _each(call: Callable[[torch.Tensor], None], layers: list[torch.Tensor]) -> None:
+    for layer in layers:
+        call(layer)
+
+
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Ratio to stock by batch, a panel for each window."""
+    """Ratio to stock by batch, a panel for each window; of what runs in graphs."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -280,6 +320,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
     for axes, window in zip(panels[0], windows, strict=True):
         points = [p for p in result["points"] if p["window"] == window]
         for name in points[0]["sides"]:
+            if name in EAGER:
+                continue
             ratios = [p["sides"][name]["ratio_to_stock_window"] for p in points]
             axes.plot([p["batch"] for p in points], ratios, marker="o", label=name)
         axes.set_xscale("log", base=2)

@@ -40,11 +40,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--sink-attention", help="the attention provider; default: auto")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--chunk", type=int, default=1024, help="tokens of a prefill chunk")
+    parser.add_argument("--kv-gib", type=float, help="size of the KV pool; default: vLLM's")
     parser.add_argument("--bin", type=int, default=512, help="tokens of a point of the curve")
     parser.add_argument("--json", required=True, type=Path, help="where the result goes")
     args = parser.parse_args()
     if args.tokens < 2:
         parser.error(f"--tokens: {args.tokens} is not allowed; allowed: at least 2")
+    if args.kv_gib is not None and args.kv_gib <= 0:
+        parser.error(f"--kv-gib: {args.kv_gib} is not allowed; allowed: more than 0")
     if args.bin < 1:
         parser.error(f"--bin: {args.bin} is not allowed; allowed: at least 1")
     return args
@@ -55,6 +58,10 @@ def engine(args: argparse.Namespace, length: int) -> Any:
     from vllm import LLM
 
     settings: dict[str, Any] = {}
+    if args.kv_gib is not None:
+        # A named pool is not measured against what else lives on the GPU.
+        settings["kv_cache_memory_bytes"] = int(args.kv_gib * 2**30)
+        settings["gpu_memory_utilization"] = 0.05
     if args.policy == "full":
         settings["hf_overrides"] = {"max_position_embeddings": length}
     else:

@@ -32,7 +32,7 @@ class Served:
         headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(self.url + path, data, headers)
         try:
-            return urllib.request.urlopen(request, timeout=600)
+            return urllib.request.urlopen(request, timeout=3600)
         except urllib.error.HTTPError as error:
             raise RuntimeError(f"{path}: {error} {error.read(1000).decode()}") from None
 
@@ -119,8 +119,9 @@ def serve(model: str, log: Path, flags: list[str]) -> Iterator[Served]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    vllm = str(Path(sys.executable).with_name("vllm"))
-    command = [vllm, "serve", model, "--host", "127.0.0.1", "--port", str(port), *flags]
+    # Not the `vllm` command, which may be another environment's.
+    vllm = [sys.executable, "-m", "vllm.entrypoints.cli.main"]
+    command = [*vllm, "serve", model, "--host", "127.0.0.1", "--port", str(port), *flags]
     # The endpoint that asks a worker for its count is one of vLLM's for development.
     environment = {**os.environ, "VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
     log.parent.mkdir(parents=True, exist_ok=True)

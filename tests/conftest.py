@@ -16,6 +16,7 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # In this process: a test can look at the scheduler and at the block pool.
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 if shutil.which("nvidia-smi") is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 
@@ -36,7 +37,10 @@ def _parser() -> argparse.ArgumentParser:
         help="say whether a model can stream, with which sinks and window, in how much KV",
         description="Reads a model's config, loads no weights. Exit status 1 if it is refused.",
     )
-    doctor.add_argument("model", help="a model folder or name, as for vllm serve")
+    doctor.add_argument("model", nargs="?", help="a model folder or name, as for vllm serve")
+    doctor.add_argument(
+        "--hooks", action="store_true", help="instead: every hook into this vLLM, and if it holds"
+    )
     doctor.add_argument("--kv-policy", choices=[n for n in POLICY_NAMES if n != "full"])
     doctor.add_argument("--sink-tokens", type=int, metavar="S")
     doctor.add_argument("--window-tokens", type=int, metavar="W")
@@ -60,6 +64,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _doctor(args: argparse.Namespace) -> int:
+    if args.hooks:
+        return _hooks(args)
+    if args.model is None:
+        raise PolicyError("MODEL", "nothing", "a model folder or name, or --hooks")
     from vllm_sink import doctor, plugin
 
     plugin.register()
@@ -81,6 +89,18 @@ def _doctor(args: argparse.Namespace) -> int:
     )
     print(doctor.dumps(verdict) if args.json else doctor.render(verdict))
     return 0 if verdict["supported"] else 1
+
+
+def _hooks(args: argparse.Namespace) -> int:
+    from vllm_sink.compat import probes, report
+
+    findings = probes.check(probes.installed())
+    version = probes.version()
+    if args.json:
+        print(json.dumps(report.as_data(findings, version), indent=2))
+    else:
+        print(report.render(findings, version))
+    return 0 if all(f.holds for f in findings) else 1
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from vllm_sink.errors import PolicyError
 from vllm_sink.metrics import config as metrics_config
 from vllm_sink.policy import CONFIG_KEY, DEFAULT_SINK_TOKENS, POLICY_NAMES, SINK_ATTENTION
 from vllm_sink.segments import CHUNK_ROOM
+from vllm_sink.serving import DRAIN_MIDDLEWARE, TENANT_MIDDLEWARE, access
 
 #: Set on engine arguments that came from a command line: errors are then one line, not a traceback.
 FROM_COMMAND_LINE = "_vllm_sink_from_command_line"
@@ -119,6 +121,28 @@ def with_flags(add_cli_args: Callable[..., Any]) -> Callable[..., Any]:
             help="Tenants with a label of their own; all later ones share 'other'. "
             f"(default: {metrics_config.DEFAULT_MAX_TENANTS})",
         )
+        group.add_argument(
+            "--sink-tenant-max-streams",
+            type=_count(0),
+            metavar="N",
+            default=argparse.SUPPRESS,
+            help="Live streams of a tenant on this server; more are refused with HTTP 429. Needs "
+            "--sink-tenant-label. (default: any number)",
+        )
+        group.add_argument(
+            "--sink-tenant-max-pinned-tokens",
+            type=_count(0),
+            metavar="N",
+            default=argparse.SUPPRESS,
+            help="Sink tokens of a tenant's live streams together, likewise. (default: any number)",
+        )
+        group.add_argument(
+            "--sink-require-api-key",
+            action="store_true",
+            default=argparse.SUPPRESS,
+            help="Do not start without an API key (--api-key, or VLLM_API_KEY): a server whose "
+            "secret is missing must not be open to all.",
+        )
         return parser
 
     return add
@@ -151,6 +175,11 @@ def with_policy_from_flags(from_cli_args: Callable[..., Any]) -> Callable[..., A
             config[CONFIG_KEY] = {**before, **given}
             engine_args.additional_config = config
         _read_tenant_flags(args, engine_args)
+        _read_access_flags(args, engine_args)
+        if CONFIG_KEY in (engine_args.additional_config or {}):
+            _add_middleware(args, DRAIN_MIDDLEWARE)
+            if hasattr(args, "middleware"):  # a server's arguments, not an engine's alone
+                require_api_key(args, engine_args)
         # With --api-server-count, vLLM hands the arguments to processes that read them before any
         # plugin is loaded there: they must find the policy where vLLM itself looks.
         args.additional_config = engine_args.additional_config
@@ -177,8 +206,50 @@ def _read_tenant_flags(args: argparse.Namespace, engine_args: Any) -> None:
     config[metrics_config.CONFIG_KEY] = {**config.get(metrics_config.CONFIG_KEY, {}), **given}
     engine_args.additional_config = config
     if metrics_config.MetricsConfig.from_config(config).header:
-        from vllm_sink.serving.tenant import MIDDLEWARE
+        _add_middleware(args, TENANT_MIDDLEWARE)
 
-        if MIDDLEWARE not in getattr(args, "middleware", [MIDDLEWARE]):
-            # vLLM's own flag: the server's app is made of these arguments later on.
-            args.middleware = [*args.middleware, MIDDLEWARE]
+
+def _read_access_flags(args: argparse.Namespace, engine_args: Any) -> None:
+    given = {
+        key: value
+        for key, flag in access.FLAGS.items()
+        if (value := getattr(args, flag.removeprefix("--").replace("-", "_"), None)) is not None
+    }
+    config = dict(engine_args.additional_config or {})
+    if given:
+        if CONFIG_KEY not in config:
+            flag = access.FLAGS[next(iter(given))]
+            raise SystemExit(f"vllm serve: error: {flag} needs --kv-policy sink or window")
+        config[access.CONFIG_KEY] = {**config.get(access.CONFIG_KEY, {}), **given}
+        engine_args.additional_config = config
+    try:
+        asked = access.Access.from_config(config)
+    except PolicyError as error:
+        raise SystemExit(f"vllm serve: error: {error}") from None
+    servers = getattr(args, "api_server_count", None) or 1
+    if asked.limited and servers > 1:
+        raise SystemExit(
+            f"vllm serve: error: --api-server-count: {servers} is not allowed; allowed: 1 with "
+            "limits of a tenant, which each API process would count by itself"
+        )
+
+
+def require_api_key(args: argparse.Namespace, engine_args: Any) -> None:
+    """End a server that must have a key and has none.
+
+    Raises:
+        SystemExit: naming the flag.
+    """
+    asked = access.Access.from_config(engine_args.additional_config)
+    keys = [k for k in (getattr(args, "api_key", None) or ()) if k]
+    if asked.require_api_key and not keys and not os.environ.get("VLLM_API_KEY"):
+        raise SystemExit(
+            "vllm serve: error: --sink-require-api-key: there is no key; allowed: one in "
+            "VLLM_API_KEY or --api-key"
+        )
+
+
+def _add_middleware(args: argparse.Namespace, name: str) -> None:
+    """By vLLM's own flag: the server's app is made of these arguments later on."""
+    if name not in getattr(args, "middleware", [name]):
+        args.middleware = [*args.middleware, name]

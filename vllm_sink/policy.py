@@ -15,7 +15,7 @@ appends.)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -87,6 +87,28 @@ def max_blocks(
     # One more block, since the window may begin anywhere inside its first block.
     windowed = cdiv(span, block_size) + 1 + sink_blocks(sink_tokens, block_size)
     return min(windowed, cdiv(total_tokens, block_size))
+
+
+def reach(window_tokens: int, layers: int) -> int:
+    """How many of a stream's last tokens its next one depends on, besides the sinks.
+
+    A layer looks back ``W - 1`` tokens, and what it finds there has looked back in the one below::
+
+        t - layers * (W - 1)  <- ... <-  t - 2 * (W - 1)  <-  t - (W - 1)  <-  t
+    """
+    return layers * (window_tokens - 1) + 1
+
+
+def rebuild(tokens: Sequence[int], sinks: int, window_tokens: int, layers: int) -> list[int]:
+    """What suffices of a stream's tokens to go on elsewhere exactly as it would have gone on.
+
+    Its sinks, and the tokens within its ``reach``: everything between has left no trace. However
+    long the stream was, a server that has none of it computes no more than these.
+    """
+    last = reach(window_tokens, layers)
+    if len(tokens) <= sinks + last:
+        return list(tokens)
+    return [*tokens[:sinks], *tokens[-last:]]
 
 
 @dataclass(frozen=True)

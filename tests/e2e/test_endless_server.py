@@ -106,6 +106,20 @@ def test_a_chat_without_max_tokens_runs_until_the_client_leaves(server: Server) 
     assert _running(server) == 0
 
 
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+@pytest.mark.parametrize("huge", [1 << 30, 1 << 40, 2**53 - 1])
+def test_a_huge_max_tokens_means_until_stopped(server: Server, path: str, huge: int) -> None:
+    """As an unset one does: a client that means "for ever" is not refused."""
+    body = _body([7, 8, 9], max_tokens=huge)
+    if "chat" in path:
+        body["messages"] = [{"role": "user", "content": "Count the waves."}]
+        del body["prompt"]
+    stream = server.stream(path, body)
+    for _ in range(5):
+        assert all(c["finish_reason"] is None for c in next(stream)["choices"])
+    stream.close()
+
+
 def test_structured_output_goes_on(server: Server) -> None:
     """A grammar's state is the scheduler's, not the segment's."""
     body = _body([], max_tokens=900, structured_outputs={"regex": "(ab[0-9]){300}c"}, logprobs=0)

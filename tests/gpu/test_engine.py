@@ -101,7 +101,7 @@ def test_half_precision(attention: str, dtype: str, tiny_folder: Path) -> None:
         (again,) = llm.generate(prompt(prompts[3]), greedy(30, sinks[3]), use_tqdm=False)
     assert again.num_cached_tokens
     # The model's own rounding, its weights' too, is most of this; it grows with the logits.
-    largest, mean = {"bfloat16": (0.3, 0.03), "float16": (0.05, 0.005)}[dtype]
+    largest, mean = {"bfloat16": (0.3, 0.04), "float16": (0.05, 0.005)}[dtype]
     for s, output in zip(sinks, outputs, strict=True):
         every = [*output.prompt_token_ids, *output.outputs[0].token_ids]
         difference = (logprobs(output) - reference_logprobs(folder, s, 40, every)).abs()

@@ -30,7 +30,11 @@ def test_same_tokens_and_the_references_log_probabilities(eager: bool, tiny_fold
     tokens = random_tokens(300)
     told = {}
     for size in (1, 2):
-        settings = {"tensor_parallel_size": size, "gpu_memory_utilization": 0.1}
+        settings = {
+            "tensor_parallel_size": size,
+            "kv_cache_memory_bytes": 64 << 20,
+            "gpu_memory_utilization": 0.05,
+        }
         with engine(folder, 40, 5, enforce_eager=eager, **settings) as llm:
             told[size] = llm.generate(
                 [prompt(tokens)] * len(SINKS),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
+from typing_extensions import override
 from vllm.config import get_current_vllm_config
 from vllm.utils.torch_utils import canonicalize_singleton_dim_strides
 from vllm.v1.attention.backend import (
@@ -116,6 +117,7 @@ class SinkAttentionImpl(AttentionImpl[SinkMetadata]):
         tokens = slot_mapping.shape[0]
         cache[slot_mapping] = torch.cat((key[:tokens], value[:tokens]), -1).to(cache.dtype)
 
+    @override
     def forward(
         self,
         layer: Any,
@@ -171,31 +173,38 @@ class SinkAttentionBackend(AttentionBackend):
     #: Stored apart from the attention, where vLLM can fuse it and CUDA graphs hold it.
     forward_includes_kv_cache_update: bool = False
 
+    @override
     @staticmethod
     def get_name() -> str:
         # vLLM looks this name up in its enum of backends.
         return "CUSTOM"
 
+    @override
     @staticmethod
     def get_impl_cls() -> type[SinkAttentionImpl]:
         return SinkAttentionImpl
 
+    @override
     @staticmethod
     def get_builder_cls() -> type[SinkMetadataBuilder]:
         return SinkMetadataBuilder
 
+    @override
     @staticmethod
     def get_supported_kernel_block_sizes(kv_cache_spec: Any = None) -> list[int | MultipleOf]:
         return [MultipleOf(1)]
 
+    @override
     @classmethod
     def supported_kv_cache_layouts(cls) -> tuple[KVCacheLayout, ...]:
         return (KVCacheLayout.LBNHC,)
 
+    @override
     @classmethod
     def supports_sliding_window(cls) -> bool:
         return True
 
+    @override
     @classmethod
     def customize_spec(cls, spec: AttentionSpec) -> AttentionSpec:
         """A layer's spec under the policy: the same for every layer, so one group of blocks."""

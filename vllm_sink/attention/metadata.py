@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from typing_extensions import override
 from vllm.v1.attention.backend import (
     AttentionCGSupport,
     AttentionMetadata,
@@ -71,6 +72,7 @@ class SinkMetadataBuilder(AttentionMetadataBuilder[SinkMetadata]):
             shape = FlashShape.of(kv_cache_spec, layer_names, vllm_config, rows)
             self.plan = FlashPlan(shape, device)
 
+    @override
     @classmethod
     def get_cudagraph_support(cls, vllm_config: Any, kv_cache_spec: Any) -> AttentionCGSupport:
         kv_policy = policy_of(vllm_config)
@@ -79,6 +81,7 @@ class SinkMetadataBuilder(AttentionMetadataBuilder[SinkMetadata]):
             return AttentionCGSupport.UNIFORM_SINGLE_TOKEN_DECODE
         return AttentionCGSupport.NEVER
 
+    @override
     def build(
         self,
         common_prefix_len: int,
@@ -87,6 +90,7 @@ class SinkMetadataBuilder(AttentionMetadataBuilder[SinkMetadata]):
     ) -> SinkMetadata:
         return self._build(common_attn_metadata, capture=False)
 
+    @override
     def build_for_cudagraph_capture(
         self, common_attn_metadata: CommonAttentionMetadata
     ) -> SinkMetadata:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from vllm.v1.attention.backend import CommonAttentionMetadata
 
+from vllm_sink import compat
 from vllm_sink.request_args import sink_tokens_of
 
 
@@ -46,27 +47,39 @@ class V1Rows(BatchRows):
 
 
 class V2Rows(BatchRows):
-    """Listens to requests that join the V2 runner (``v1/worker/gpu/model_runner.py``).
-
-    There a step names its rows by their index in the runner's request table.
+    """Listens to the V2 runner (``v1/worker/gpu/model_runner.py``), which has a table of requests:
+    which of them join it, and which of its rows a step is about.
     """
 
     def __init__(self, model_state: Any, max_requests: int, default_sink_tokens: int) -> None:
         self._default = default_sink_tokens
         self._sinks = np.full(max_requests, default_sink_tokens, dtype=np.int32)
-        add_request = model_state.add_request
+        # Of the step that is being built; nothing in a warm-up's.
+        self._known: np.ndarray | None = None
+        compat.wrap_method_of(model_state, "add_request", self._with_sinks)
+        compat.wrap_method_of(model_state, "prepare_attn", self._with_known_rows)
 
-        def add_with_sinks(req_index: int, new_req_data: Any) -> None:
+    def _with_sinks(self, add_request: Any) -> Any:
+        def add(req_index: int, new_req_data: Any) -> None:
             self._sinks[req_index] = sink_tokens_of(new_req_data.sampling_params, self._default)
             add_request(req_index, new_req_data)
 
-        # On the instance: this engine's state alone.
-        model_state.add_request = add_with_sinks
+        return add
+
+    def _with_known_rows(self, prepare_attn: Any) -> Any:
+        def prepare(input_batch: Any, *args: Any, **kwargs: Any) -> Any:
+            self._known = input_batch.idx_mapping_np
+            try:
+                return prepare_attn(input_batch, *args, **kwargs)
+            finally:
+                self._known = None
+
+        return prepare
 
     def sink_tokens(self, step: CommonAttentionMetadata) -> np.ndarray:
         rows = np.full(step.num_reqs, self._default, dtype=np.int32)
-        if step.req_idx is not None:
-            known = step.req_idx[: step.num_reqs]
+        if self._known is not None:
+            known = self._known[: step.num_reqs]
             rows[: len(known)] = self._sinks[known]
         return rows
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
 from vllm.v1.core.single_type_kv_cache_manager import SingleTypeKVCacheManager
 
 from vllm_sink import policy
@@ -139,6 +140,7 @@ class SinkWindowManager(SingleTypeKVCacheManager):
             reserved += max(0, need - (live.held - rolling))
         return reserved
 
+    @override
     def get_num_blocks_to_allocate(
         self,
         request_id: str,
@@ -181,6 +183,7 @@ class SinkWindowManager(SingleTypeKVCacheManager):
 
     # -- blocks in, blocks out ------------------------------------------------------------------
 
+    @override
     def add_local_computed_blocks(
         self,
         request_id: str,
@@ -212,6 +215,7 @@ class SinkWindowManager(SingleTypeKVCacheManager):
             else:
                 self.counts.hits_past_sinks += 1
 
+    @override
     def allocate_new_blocks(
         self, request_id: str, num_tokens: int, num_tokens_main_model: int
     ) -> list[KVCacheBlock]:
@@ -224,6 +228,7 @@ class SinkWindowManager(SingleTypeKVCacheManager):
             stream.held += len(new_blocks)
         return new_blocks
 
+    @override
     def remove_skipped_blocks(
         self,
         request_id: str,
@@ -284,6 +289,11 @@ class SinkWindowManager(SingleTypeKVCacheManager):
         stream.waiting_tokens -= tokens
         stream.prefill_tokens += tokens
 
+    def get_num_common_prefix_blocks(self, running_request_id: str) -> int:
+        """None: cascade attention would read what no stream here has (asked until vLLM 0.31)."""
+        return 0
+
+    @override
     def pop_blocks_for_free(self, request_id: str) -> list[KVCacheBlock]:
         if request_id in self.streams:
             stream = self.streams[request_id]
@@ -294,6 +304,7 @@ class SinkWindowManager(SingleTypeKVCacheManager):
 
     # -- prefix cache ---------------------------------------------------------------------------
 
+    @override
     @classmethod
     def find_longest_cache_hit(
         cls,

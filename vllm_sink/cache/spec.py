@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from typing_extensions import override
 from vllm.v1.kv_cache_interface import AttentionSpec
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 
@@ -36,6 +37,7 @@ class SinkWindowSpec(AttentionSpec):
             sink_tokens, self.window_tokens, in_flight_tokens, total_tokens, self.block_size
         )
 
+    @override
     def max_memory_usage_bytes(self, vllm_config: VllmConfig) -> int:
         """KV bytes of one layer that one stream of any length can hold."""
         blocks = self.max_blocks(

@@ -15,8 +15,9 @@ def settle_length(params: Any, prompt_tokens: int, longest: int) -> int:
     Args:
         params: vLLM's sampling parameters, this request's own.
         prompt_tokens: length of the prompt.
-        longest: of any stream of the engine.
+        longest: of any stream of the engine; past what stands for "until stopped", that.
     """
+    longest = min(longest, segments.ENDLESS_TOKENS)
     params.max_tokens = min(params.max_tokens, longest - prompt_tokens)
     return int(prompt_tokens + params.max_tokens)
 

@@ -7,7 +7,7 @@ vLLM's own hook for parameters (``LogitsProcessor.validate_params``) does not se
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from vllm.exceptions import VLLMValidationError
@@ -134,3 +134,22 @@ def checked(process_inputs: Callable[..., Any]) -> Callable[..., Any]:
         return request
 
     return with_sinks
+
+
+def in_one_piece(add_request: Callable[..., Any]) -> Callable[..., Any]:
+    """``AsyncLLM.add_request`` that refuses a prompt which comes piece by piece.
+
+    vLLM turns what has been said into prompt at each piece, at whatever point of a rollover, and
+    the stream outgrows the length on which its reservation of blocks rests.
+    """
+
+    async def add(self: Any, request_id: str, prompt: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(prompt, AsyncGenerator) and policy_of(self.vllm_config) is not None:
+            raise VLLMValidationError(
+                "streaming input (an asynchronous generator as the prompt) is not allowed with "
+                "--kv-policy; allowed: a request for each piece, which finds the others cached",
+                parameter="prompt",
+            )
+        return await add_request(self, request_id, prompt, *args, **kwargs)
+
+    return add

@@ -16,6 +16,7 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from typing_extensions import override
 from vllm.logger import init_logger
 from vllm.v1.core.sched.scheduler import Scheduler
 
@@ -68,11 +69,13 @@ class RollingStreams(_Base):
 
     # -- a prompt comes in ------------------------------------------------------------------------
 
+    @override
     def add_request(self, request: Request) -> None:
         if request.request_id not in self.requests:
             self._hold_back(request)
         super().add_request(request)
 
+    @override
     def _update_request_as_session(self, session: Request, update: Any) -> None:
         super()._update_request_as_session(session, update)
         self._hold_back(session)
@@ -91,6 +94,7 @@ class RollingStreams(_Base):
 
     # -- a step -----------------------------------------------------------------------------------
 
+    @override
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         if self._rolls():
             for request in self.running:
@@ -125,6 +129,7 @@ class RollingStreams(_Base):
         # log-probabilities, and vLLM's worker counts them by its length.
         return request.num_tokens >= self.full and left <= 1 <= request.num_output_tokens
 
+    @override
     def _reserve_prefill_lookahead(
         self, request: Request, num_computed_tokens: int, num_new_tokens: int
     ) -> int:
@@ -211,6 +216,7 @@ class RollingStreams(_Base):
 
     # -- a stream goes ----------------------------------------------------------------------------
 
+    @override
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
         super()._preempt_request(request, *args, **kwargs)
         if not base_of(request):
@@ -232,6 +238,7 @@ class RollingStreams(_Base):
         request.block_hashes.clear()
         request.update_block_hashes()
 
+    @override
     def _free_blocks(self, request: Request) -> None:
         super()._free_blocks(request)
         self._rests.pop(request.request_id, None)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from typing_extensions import override
 from vllm.logger import init_logger
 from vllm.utils.hashing import get_hash_fn_by_name
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -62,6 +63,7 @@ class StreamScheduling(_Base):
             self.kv_policy.provider,
         )
 
+    @override
     def add_request(self, request: Request) -> None:
         if request.request_id not in self.requests:
             self._open(request)
@@ -81,6 +83,7 @@ class StreamScheduling(_Base):
             )
             request.update_block_hashes()
 
+    @override
     def _free_blocks(self, request: Request) -> None:
         super()._free_blocks(request)
         self.manager.close_stream(request.request_id)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from typing_extensions import override
+
 from vllm_sink import compat
 from vllm_sink.metrics.collector import StreamCollector
 from vllm_sink.metrics.config import MetricsConfig
@@ -49,11 +51,13 @@ class StreamReporting(_Base):
             Tenants(config.max_tenants) if config.on else None,
         )
 
+    @override
     def add_request(self, request: Request) -> None:
         if self.statistics is not None and request.request_id not in self.requests:
             self.statistics.opened(request.request_id, tenant_of(request.sampling_params))
         super().add_request(request)
 
+    @override
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
         super()._preempt_request(request, *args, **kwargs)
         if self.statistics is not None:
@@ -70,6 +74,7 @@ class StreamReporting(_Base):
             seconds = time.perf_counter() - begin
             self.statistics.rolled(request.request_id, base_of(request) - base, seconds)
 
+    @override
     def _free_request_blocks(self, request: Request) -> None:
         if self.statistics is not None:
             self.statistics.released(
@@ -77,13 +82,15 @@ class StreamReporting(_Base):
             )
         super()._free_request_blocks(request)
 
+    @override
     def _free_blocks(self, request: Request) -> None:
         super()._free_blocks(request)
         if self.statistics is not None:
             self.statistics.ended(request.request_id, request.num_tokens)
 
+    @override
     def make_stats(self, *args: Any, **kwargs: Any) -> SchedulerStats | None:
         stats = super().make_stats(*args, **kwargs)
         if stats is not None and self.statistics is not None:
-            stats.sink_stats = self.statistics.message()
+            compat.put_stats(stats, self.statistics.message())
         return stats

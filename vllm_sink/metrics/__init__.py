@@ -36,5 +36,5 @@ def install(vllm_config: Any) -> None:
 
         from vllm_sink.serving.tenant import with_tenant
 
-        for name in ("render_chat", "render_completion", "render_responses"):
+        for name in compat.request_renderers():
             compat.wrap(OnlineRenderer, name, with_tenant(config))

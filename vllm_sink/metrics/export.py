@@ -11,16 +11,19 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 from vllm.v1.metrics.loggers import AggregateStatLoggerBase
 
-from vllm_sink import __version__
+from vllm_sink import __version__, compat
 from vllm_sink.metrics.logline import LogLine
 from vllm_sink.metrics.names import LABELS, METRICS, PREFIX, Metric
+from vllm_sink.metrics.stats import StreamStats
 from vllm_sink.policy import policy_of
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.metrics.stats import SchedulerStats
 
-    from vllm_sink.metrics.stats import StreamStats
+
+#: The last message of each engine that this process reads, for whoever decides by it.
+LAST: dict[int, StreamStats] = {}
 
 
 class SinkStatLogger(AggregateStatLoggerBase):
@@ -95,9 +98,10 @@ class SinkStatLogger(AggregateStatLoggerBase):
         """Take what a step sent; most steps send nothing."""
         if scheduler_stats is None:
             return
-        stats: StreamStats | None = scheduler_stats.sink_stats
+        stats: StreamStats | None = compat.take_stats(scheduler_stats, StreamStats)
         if stats is None or engine_idx not in self._labels:
             return
+        LAST[engine_idx] = stats
         self._line.record(engine_idx, stats)
         labels = self._labels[engine_idx]
         self._set_levels(stats, labels)

@@ -1,1 +1,5 @@
 """The policy in front of the engine: what the HTTP server understands."""
+
+#: How vLLM's ``--middleware`` finds them. Named here, where nothing of vLLM is imported.
+DRAIN_MIDDLEWARE = "vllm_sink.serving.drain_middleware.DrainMiddleware"
+TENANT_MIDDLEWARE = "vllm_sink.serving.tenant.TenantMiddleware"

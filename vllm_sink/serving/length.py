@@ -14,12 +14,16 @@ from collections.abc import Callable
 from typing import Any
 
 from vllm_sink.policy import KVPolicy, policy_of
-from vllm_sink.segments import ENDLESS_TOKENS
+
+#: The length of a request that has no limit, as the front end is told: the largest integer that
+#: every reader of JSON has, so that any ``max_tokens`` that a client can mean is taken. What the
+#: engine is told in its place is settled with the request's other parameters.
+UNLIMITED = (1 << 53) - 1
 
 
 def longest(kv_policy: KVPolicy) -> int:
     """The most tokens of a request, prompt and output together."""
-    return min(kv_policy.stream_tokens or ENDLESS_TOKENS, ENDLESS_TOKENS)
+    return kv_policy.stream_tokens or UNLIMITED
 
 
 def with_stream_length(init: Callable[..., None]) -> Callable[..., None]:

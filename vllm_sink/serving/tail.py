@@ -14,9 +14,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from vllm.outputs import WeightVersionSpan
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.detokenizer import BaseIncrementalDetokenizer, SlowIncrementalDetokenizer
+
+from vllm_sink import compat
 
 #: Tokens, and characters, that are kept: no UTF-8 sequence is longer.
 KEEP = 256
@@ -52,7 +53,8 @@ def with_true_spans(weight_version_spans: Callable[..., Any]) -> Callable[..., A
         told = weight_version_spans(self)
         if not told or not gone:
             return told
-        return [WeightVersionSpan(s.version, s.start + gone, s.end + gone) for s in told]
+        span = compat.weight_version_span()
+        return [span(s.version, s.start + gone, s.end + gone) for s in told]
 
     return spans
 
@@ -79,7 +81,9 @@ def drop_sent(state: Any) -> None:
     if processor.logprobs:
         processor.logprobs = processor.logprobs[gone:]
     state.sent_tokens_offset = max(0, state.sent_tokens_offset - gone)
-    state.weight_version_starts = [(v, start - gone) for v, start in state.weight_version_starts]
+    if compat.weight_version_span() is not None:
+        starts = state.weight_version_starts
+        state.weight_version_starts = [(v, start - gone) for v, start in starts]
     setattr(state, GONE, getattr(state, GONE, 0) + gone)
 
 

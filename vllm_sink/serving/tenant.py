@@ -7,15 +7,12 @@ parameters that travel to the engine are made of it.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from typing import Any
 
 from vllm_sink.metrics.config import MetricsConfig
 from vllm_sink.request_args import TENANT
-
-#: How vLLM's ``--middleware`` finds the class below.
-MIDDLEWARE = "vllm_sink.serving.tenant.TenantMiddleware"
 
 #: The headers of the request that this task answers.
 _HEADERS: ContextVar[list[tuple[bytes, bytes]]] = ContextVar("headers")
@@ -33,6 +30,11 @@ class TenantMiddleware:
         if scope["type"] == "http":
             _HEADERS.set(scope["headers"])
         await self.app(scope, receive, send)
+
+
+def set_headers(headers: Mapping[str, str]) -> None:
+    """The same where requests do not come as ASGI: in a replica of Ray's."""
+    _HEADERS.set([(k.lower().encode("latin-1"), v.encode("latin-1")) for k, v in headers.items()])
 
 
 def with_tenant(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from typing_extensions import override
 from vllm.v1.worker.cpu_worker import CPUWorker
 
 from vllm_sink.worker.seeds import prepare_discarded_draws
@@ -13,6 +14,7 @@ from vllm_sink.worker.worker import SinkWorkerMixin
 class SinkCPUWorker(SinkWorkerMixin, CPUWorker):
     """vLLM: ``v1/worker/cpu_worker.py``."""
 
+    @override
     def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
         if not self.use_v2_model_runner:
             prepare_discarded_draws(self.model_runner)

@@ -7,6 +7,7 @@ rotated and the sinks are turned back. Slots and lengths stay bookkeeping indice
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -52,8 +53,9 @@ class V1Rollovers:
         self.forgotten: dict[str, ForgottenTokens] = {}
         setattr(runner, _ON_RUNNER, self)
         compat.wrap_v1_positions(_raise_positions)
-        sampler = runner.sampler
-        sampler.apply_penalties = counting(sampler.apply_penalties, self._forgotten_rows)
+        compat.wrap_method_of(
+            runner.sampler, "apply_penalties", partial(counting, rows=self._forgotten_rows)
+        )
 
     def before_step(self, scheduler_output: SchedulerOutput) -> None:
         step = rollovers_of(scheduler_output)
@@ -132,10 +134,8 @@ class V2Rollovers:
         self.count = 0
         self.bases = np.zeros(runner.max_num_reqs, dtype=np.int64)
         self._new_bases: dict[str, int] = {}
-        state = runner.model_state
-        # On the instance: this engine's state alone.
-        state.add_request = self._with_base(state.add_request)
-        state.prepare_attn = self._with_true_positions(state.prepare_attn)
+        compat.wrap_method_of(runner.model_state, "add_request", self._with_base)
+        compat.wrap_method_of(runner.model_state, "prepare_attn", self._with_true_positions)
 
     def before_step(self, scheduler_output: SchedulerOutput) -> None:
         step = rollovers_of(scheduler_output)

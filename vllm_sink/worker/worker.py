@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from typing_extensions import override
 from vllm.config import set_current_vllm_config
 from vllm.model_executor.layers.attention import Attention
 
@@ -31,6 +32,7 @@ class SinkWorkerMixin(_Base):
 
     rollovers: StreamRollovers
 
+    @override
     def load_model(self, **kwargs: Any) -> None:
         with compat.attention_backend_override():
             super().load_model(**kwargs)
@@ -41,11 +43,13 @@ class SinkWorkerMixin(_Base):
             if isinstance(layer, Attention) and is_paged(layer.impl.provider_name):
                 layer.impl.provider(self.model_config.dtype)
 
+    @override
     def get_kv_cache_spec(self) -> dict[str, KVCacheSpec]:
         # The backend reads the policy from the current config, which vLLM does not set here.
         with set_current_vllm_config(self.vllm_config):
             return super().get_kv_cache_spec()
 
+    @override
     def determine_available_memory(self) -> int:
         available = super().determine_available_memory()
         self._require_room(available)
@@ -69,6 +73,7 @@ class SinkWorkerMixin(_Base):
                 f"KV and the pool has {available / 2**20:.1f} MiB",
             )
 
+    @override
     def compile_or_warm_up_model(self) -> Any:
         kv_policy = policy_of(self.vllm_config)
         assert kv_policy is not None
@@ -78,6 +83,7 @@ class SinkWorkerMixin(_Base):
             warm_up(self.model_runner, self.vllm_config)
         return super().compile_or_warm_up_model()
 
+    @override
     def initialize_from_config(self, kv_cache_config: Any) -> None:
         super().initialize_from_config(kv_cache_config)
         kv_policy = policy_of(self.vllm_config)
@@ -91,6 +97,7 @@ class SinkWorkerMixin(_Base):
                     assert isinstance(builder, SinkMetadataBuilder)
                     builder.rows = rows
 
+    @override
     def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
         self.rollovers.before_step(scheduler_output)
         return super().execute_model(scheduler_output)

@@ -1,0 +1,36 @@
+"""Run by test_patches.py with the suite's core, in one process on a patched vLLM, as the last."""
+
+from __future__ import annotations
+
+import importlib
+import os
+
+import pytest
+import vllm
+
+from vllm_sink.compat import hooks
+
+
+def test_this_is_the_patched_vllm() -> None:
+    assert vllm.__file__ is not None
+    assert vllm.__file__.startswith(os.environ["PATCHED_VLLM"])
+
+
+@pytest.mark.parametrize("hook", hooks.WRAPS, ids=lambda hook: hook.qualname)
+def test_nothing_was_replaced(hook: hooks.Hook) -> None:
+    owner, _, name = hook.qualname.rpartition(".")
+    module = importlib.import_module(hook.module)
+    if not owner:
+        assert "sink_stats" not in getattr(module, name).__dataclass_fields__
+        return
+    found = getattr(module, owner).__dict__[name]
+    function = getattr(found, "__func__", found)
+    assert function.__module__ == hook.module
+    assert function.extend.__module__ == "vllm.plugins.extension_points"
+
+
+def test_the_points_were_used() -> None:
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    point = InputProcessor.process_inputs
+    assert point.extended is not point.__wrapped__

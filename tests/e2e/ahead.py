@@ -1,0 +1,79 @@
+"""vLLM's V1 runner one step ahead of its outputs, on a CPU, where vLLM itself never does that.
+
+vLLM turns asynchronous scheduling off on CPUs, for want of a need. Its V1 runner, its scheduler and
+its engine core do not care what the device is, once streams and events stand for nothing: what is
+in flight, and when it arrives, is as on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+from unittest import mock
+
+import torch
+from vllm.platforms.cpu import CpuPlatform
+
+from vllm_sink.worker.cpu import SinkCPUWorker
+
+
+class Nothing:
+    """A CUDA stream or event of a device that has done all it was told."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.device = torch.device("cpu")
+
+    def nothing(self, *args: Any, **kwargs: Any) -> None: ...
+
+    record = synchronize = wait_stream = wait = nothing
+
+
+#: What the runner asks of CUDA when its outputs arrive later.
+DEVICE = {
+    (torch.cuda, "Stream"): Nothing,
+    (torch.cuda, "Event"): Nothing,
+    (torch, "Event"): Nothing,
+    (torch.cuda, "current_stream"): Nothing,
+    (torch.cuda, "stream"): lambda stream: nullcontext(),
+}
+
+
+def _ahead(check: Callable[[Any], None]) -> Callable[[Any], None]:
+    def check_and_stay_ahead(vllm_config: Any) -> None:
+        check(vllm_config)
+        vllm_config.scheduler_config.async_scheduling = True
+
+    return check_and_stay_ahead
+
+
+@contextmanager
+def ahead_by_default() -> Iterator[None]:
+    """Configs that are made in here schedule a step before the last one's outputs."""
+    check = CpuPlatform.check_and_update_config
+    patch = staticmethod(_ahead(check))
+    with mock.patch.object(CpuPlatform, "check_and_update_config", patch):
+        yield
+
+
+@contextmanager
+def one_step_ahead() -> Iterator[None]:
+    """The same of engines that are made and run in here, in this process."""
+    patches = [mock.patch.object(*place, stand_in) for place, stand_in in DEVICE.items()]
+    with ahead_by_default():
+        for patch in patches:
+            patch.start()
+        try:
+            yield
+        finally:
+            for patch in patches:
+                patch.stop()
+
+
+class AheadWorker(SinkCPUWorker):
+    """The same for an engine in a process of its own, to which patches do not reach."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        for (owner, name), stand_in in DEVICE.items():
+            setattr(owner, name, stand_in)
+        super().__init__(*args, **kwargs)

@@ -1,0 +1,76 @@
+"""Draining: who is told what, and when; on a real event loop, without an engine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from vllm_sink.serving import drain, drain_middleware
+from vllm_sink.serving.drain_middleware import DrainMiddleware
+
+EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8")]
+
+
+@pytest.fixture
+def state(monkeypatch: pytest.MonkeyPatch) -> drain.Drain:
+    """A state of this test's own; the process's is for good."""
+    fresh = drain.Drain()
+    monkeypatch.setattr(drain_middleware, "DRAIN", fresh)
+    return fresh
+
+
+async def _endless(scope: Any, receive: Any, send: Any) -> None:
+    """An application that streams until it is cancelled; ``/quick`` ends at once."""
+    await send({"type": "http.response.start", "status": 200, "headers": EVENTS})
+    while scope["path"] != "/quick":
+        await send({"type": "http.response.body", "body": b"data: {}\n\n", "more_body": True})
+        await asyncio.sleep(0.01)
+    await send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": False})
+
+
+async def _ask(path: str, method: str = "POST") -> tuple[int, bytes]:
+    """Status and body of an answer."""
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": method, "path": path}
+    await DrainMiddleware(_endless)(scope, None, send)
+    assert [m["type"] for m in sent].count("http.response.start") == 1
+    assert not sent[-1]["more_body"]
+    return sent[0]["status"], b"".join(m.get("body", b"") for m in sent)
+
+
+def test_a_stream_that_does_not_end_is_told_why(state: drain.Drain) -> None:
+    async def run() -> tuple[int, bytes]:
+        asked = asyncio.ensure_future(_ask("/v1/completions"))
+        await asyncio.sleep(0.05)
+        state.begin(0.1)
+        return await asked
+
+    status, body = asyncio.run(run())
+    assert status == 200
+    *_, last, done = body.decode().strip().split("\n\n")
+    assert done == "data: [DONE]"
+    assert json.loads(last.removeprefix("data: "))["error"]["message"] == drain.ENDED
+    assert state.wait_until_idle(0)
+
+
+def test_what_is_new_is_refused_and_the_probe_says_so(state: drain.Drain) -> None:
+    assert asyncio.run(_ask("/quick")) == (200, b"data: [DONE]\n\n")
+    state.begin(10)
+    for path, method in (("/v1/chat/completions", "POST"), ("/health", "GET")):
+        status, body = asyncio.run(_ask(path, method))
+        assert status == 503
+        assert json.loads(body)["error"]["message"] == drain.REFUSED
+    assert asyncio.run(_ask("/quick", "GET"))[0] == 200
+
+
+def test_the_time_for_streams_leaves_some_for_the_end() -> None:
+    assert drain.grace(240) == 235
+    assert drain.grace(9) == 6
+    assert drain.grace(0) == 0

@@ -1,0 +1,193 @@
+"""Whether a vLLM has what this package leans on, told from its sources; a version says nothing.
+
+``check`` looks at any vLLM, installed or only unpacked; ``require`` refuses an installed one before
+an engine is made, with the name of what is missing.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from vllm_sink.compat.hooks import OVERRIDES, READS, WRAPS, Hook
+from vllm_sink.compat.source import Function, Source
+from vllm_sink.errors import UnsupportedError
+
+#: Versions that the tests have run with.
+KNOWN_VERSIONS = ("0.29.0", "0.32.0")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a probe saw.
+
+    Attributes:
+        hook: the hook it is about.
+        where: ``file:line`` in vLLM; empty if it was not found.
+        problem: what is wrong; empty if the probe holds.
+    """
+
+    hook: Hook
+    where: str
+    problem: str = ""
+
+    @property
+    def holds(self) -> bool:
+        return not self.problem
+
+
+def check(vllm: Source) -> list[Finding]:
+    """Every probe on a vLLM."""
+    own = _own()
+    found = [_wrapped(vllm, hook) for hook in WRAPS]
+    for mine, base, setting in OVERRIDES:
+        found += _overridden(own, vllm, mine, base, setting)
+    found += [_read(vllm, hook) for hook in READS]
+    found += [_imported(vllm, hook) for hook in _imports(own)]
+    return found
+
+
+@cache
+def _own() -> Source:
+    """This package's own sources."""
+    return Source(Path(__file__).parents[1])
+
+
+def _wrapped(vllm: Source, hook: Hook) -> Finding:
+    if "." not in hook.qualname:
+        return _imported(vllm, hook)
+    function = vllm.function(hook.module, hook.qualname)
+    if function is None:
+        return Finding(hook, "", "" if hook.optional else "it is not there")
+    missing = [name for name in hook.parameters if name not in function.parameters]
+    told = f"it takes ({', '.join(function.parameters)}), no {', '.join(missing)}"
+    return Finding(hook, _at(function), told if missing else "")
+
+
+def _overridden(own: Source, vllm: Source, mine: str, base: str, setting: str) -> Iterator[Finding]:
+    """Each method that says ``@override``, and each that the base wants of its subclasses."""
+    module, _, name = mine.partition(":")
+    base_module, _, base_name = base.partition(":")
+    found = own.find_class(module, name)
+    assert found is not None, mine
+    methods = [
+        node.name
+        for node in found[1].body
+        if isinstance(node, ast.FunctionDef) and _is_override(node)
+    ]
+    for method in methods:
+        hook = Hook("overrides", f"{base}.{method}", f"{mine.partition(':')[2]}, by {setting}")
+        theirs = vllm.function(base_module, f"{base_name}.{method}")
+        if theirs is None:
+            yield Finding(hook, "", "it is not there")
+            continue
+        ours = own.function(module, f"{name}.{method}")
+        assert ours is not None
+        yield Finding(hook, _at(theirs), _mismatch(ours, theirs))
+    for method in sorted(vllm.abstract(base_module, base_name)):
+        if own.function(module, f"{name}.{method}") is None:
+            hook = Hook("overrides", f"{base}.{method}", f"{mine.partition(':')[2]}, by {setting}")
+            yield Finding(hook, "", "every subclass must have it, and ours has not")
+
+
+def _is_override(node: ast.FunctionDef) -> bool:
+    return any(isinstance(d, ast.Name) and d.id == "override" for d in node.decorator_list)
+
+
+def _mismatch(ours: Function, theirs: Function) -> str:
+    """Why vLLM's calls would not fit our method; empty if they do."""
+    if ours.open:
+        return ""
+    unknown = [p for p in theirs.parameters if p not in ours.parameters]
+    wanted = [p for p in ours.parameters if p in ours.required and p not in theirs.parameters]
+    told = []
+    if unknown:
+        told.append(f"it takes {', '.join(unknown)}, which is not known here")
+    if wanted:
+        told.append(f"it no longer takes {', '.join(wanted)}")
+    return "; ".join(told)
+
+
+def _read(vllm: Source, hook: Hook) -> Finding:
+    file = vllm.attribute(hook.module, hook.qualname)
+    return Finding(hook, str(file or ""), "" if file else "it is not there")
+
+
+@cache
+def _imports(own: Source) -> list[Hook]:
+    """What this package imports of vLLM. What may be missing stands in a ``try``."""
+    wanted: dict[str, Hook] = {}
+    for file in sorted(own.root.rglob("*.py")):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        guarded = {
+            id(part)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Try)
+            for part in ast.walk(node)
+        }
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.ImportFrom) or id(node) in guarded:
+                continue
+            if node.level or (node.module or "").partition(".")[0] != "vllm":
+                continue
+            for alias in node.names:
+                target = f"{node.module}:{alias.name}"
+                why = str(file.relative_to(own.root.parent))
+                wanted.setdefault(target, Hook("imports", target, why))
+    return list(wanted.values())
+
+
+def _imported(vllm: Source, hook: Hook) -> Finding:
+    module = vllm.module(hook.module)
+    if module is None:
+        return Finding(hook, "", f"there is no module {hook.module}")
+    where = str(module.file.relative_to(vllm.root.parent))
+    holds = vllm.has(hook.module, hook.qualname)
+    return Finding(hook, where, "" if holds else "it is not there")
+
+
+def _at(function: Function) -> str:
+    return f"{function.file}:{function.line}"
+
+
+def installed() -> Source:
+    """The vLLM that ``import vllm`` would find."""
+    spec = importlib.util.find_spec("vllm")
+    if spec is None or not spec.submodule_search_locations:
+        raise UnsupportedError("vLLM is not installed")
+    return Source(Path(spec.submodule_search_locations[0]))
+
+
+def version() -> str:
+    """Of the installed vLLM, without a build's suffix."""
+    return importlib.metadata.version("vllm").partition("+")[0]
+
+
+@cache
+def require() -> str | None:
+    """Refuse the installed vLLM if a probe fails.
+
+    Returns:
+        A warning, where every probe holds and nobody has tested this version.
+
+    Raises:
+        UnsupportedError: naming each probe that fails.
+    """
+    failed = [finding for finding in check(installed()) if not finding.holds]
+    if failed:
+        told = "; ".join(f"{f.hook.target}: {f.problem}" for f in failed)
+        raise UnsupportedError(
+            f"vLLM {version()}: {told}. Tested with {', '.join(KNOWN_VERSIONS)}; "
+            "`vllm-sink doctor --hooks` shows every probe"
+        )
+    if version() not in KNOWN_VERSIONS:
+        return (
+            f"vLLM {version()} has not been tested with this vllm-sink (tested: "
+            f"{', '.join(KNOWN_VERSIONS)}); everything it needs is there, so it goes on"
+        )
+    return None

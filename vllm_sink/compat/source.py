@@ -1,0 +1,230 @@
+"""Reads the sources of a vLLM, installed or only unpacked: what stands where, without importing it.
+
+A class is followed to where it is defined (``from x import Y``), a method to the base class that
+has it.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+_Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@cache
+def _parsed(file: Path, changed: int) -> ast.Module:
+    del changed  # part of the key
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+@cache
+def _definitions(tree: ast.Module) -> tuple[ast.stmt, ...]:
+    return tuple(_flat(tree.body))
+
+
+def _flat(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    for node in body:
+        yield node
+        if isinstance(node, ast.If):
+            yield from _flat([*node.body, *node.orelse])
+        elif isinstance(node, ast.Try):
+            handlers = [part for handler in node.handlers for part in handler.body]
+            yield from _flat([*node.body, *handlers, *node.orelse])
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function or method as its definition has it.
+
+    Attributes:
+        file: where, below the package's parent folder.
+        line: where in it.
+        parameters: names, ``self`` and ``cls`` left out.
+        required: how many of them have no default, at the front.
+        open: it takes any further arguments (``*args`` or ``**kwargs``).
+    """
+
+    file: Path
+    line: int
+    parameters: tuple[str, ...]
+    required: frozenset[str]
+    open: bool
+
+
+@dataclass(frozen=True)
+class Module:
+    """One source file, parsed."""
+
+    name: str
+    file: Path
+    tree: ast.Module
+
+    def definitions(self) -> tuple[ast.stmt, ...]:
+        """Top-level statements, those below ``if`` and ``try`` too."""
+        return _definitions(self.tree)
+
+    def imported(self, name: str) -> tuple[str, str] | None:
+        """``(module, name)`` behind a name that this module has by ``from``."""
+        for node in self.definitions():
+            if not isinstance(node, ast.ImportFrom):
+                continue
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    return self._absolute(node), alias.name
+        return None
+
+    def _absolute(self, node: ast.ImportFrom) -> str:
+        if not node.level:
+            return node.module or ""
+        package = self.name.split(".")
+        drop = node.level - (self.file.name == "__init__.py")
+        package = package[: len(package) - drop] if drop else package
+        return ".".join([*package, *([node.module] if node.module else [])])
+
+
+class Source:
+    """The sources of one package.
+
+    Args:
+        root: the package's own folder, ``.../site-packages/vllm``.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.module = cache(self._module)
+        self.lineage = cache(self._lineage)
+
+    def _module(self, name: str) -> Module | None:
+        package, _, rest = name.partition(".")
+        if package != self.root.name:
+            return None
+        path = self.root.joinpath(*rest.split(".")) if rest else self.root
+        for file in (path.with_suffix(".py"), path / "__init__.py"):
+            if file.is_file():
+                return Module(name, file, _parsed(file.resolve(), file.stat().st_mtime_ns))
+        return None
+
+    def has(self, module: str, name: str) -> bool:
+        """Whether ``from module import name`` would find something."""
+        found = self.module(module)
+        if found is None:
+            return False
+        for node in found.definitions():
+            if isinstance(node, (_Function, ast.ClassDef)) and node.name == name:
+                return True
+            if isinstance(node, (ast.Assign, ast.AnnAssign)):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                if any(isinstance(t, ast.Name) and t.id == name for t in targets):
+                    return True
+            if isinstance(node, ast.Import) and any(
+                (a.asname or a.name.partition(".")[0]) == name for a in node.names
+            ):
+                return True
+            # Modules that import on demand list what they have.
+            if isinstance(node, ast.FunctionDef) and node.name == "__getattr__":
+                return True
+        if found.imported(name) is not None:
+            return True
+        return self.module(f"{module}.{name}") is not None
+
+    def find_class(self, module: str, name: str) -> tuple[Module, ast.ClassDef] | None:
+        """A class, wherever the name comes from."""
+        found = self.module(module)
+        if found is None:
+            return None
+        for node in found.definitions():
+            if isinstance(node, ast.ClassDef) and node.name == name:
+                return found, node
+        behind = found.imported(name)
+        return None if behind is None else self.find_class(*behind)
+
+    def _lineage(self, module: str, name: str) -> tuple[tuple[Module, ast.ClassDef], ...]:
+        """A class and its bases within the package, nearest first."""
+        found = self.find_class(module, name)
+        if found is None:
+            return ()
+        line = [found]
+        for base in found[1].bases:
+            base = base.value if isinstance(base, ast.Subscript) else base
+            if isinstance(base, ast.Name):
+                line += self.lineage(found[0].name, base.id)
+        return tuple(line)
+
+    def function(self, module: str, qualname: str) -> Function | None:
+        """``Class.method``, inherited ones too, or a function of the module."""
+        owner, _, name = qualname.rpartition(".")
+        if owner:
+            for where, cls in self.lineage(module, owner):
+                for node in cls.body:
+                    if isinstance(node, _Function) and node.name == name:
+                        return self._describe(where, node)
+            return None
+        found = self.module(module)
+        for node in found.definitions() if found else ():
+            if isinstance(node, _Function) and node.name == name:
+                assert found is not None
+                return self._describe(found, node)
+        behind = found.imported(name) if found else None
+        return None if behind is None else self.function(*behind)
+
+    def _describe(self, module: Module, node: _Function) -> Function:
+        spec = node.args
+        positional = [a.arg for a in (*spec.posonlyargs, *spec.args)]
+        static = any(
+            isinstance(d, ast.Name) and d.id == "staticmethod" for d in node.decorator_list
+        )
+        if positional and positional[0] in ("self", "cls") and not static:
+            positional = positional[1:]
+        optional = set(positional[len(positional) - len(spec.defaults) :] if spec.defaults else ())
+        optional |= {
+            a.arg for a, d in zip(spec.kwonlyargs, spec.kw_defaults, strict=True) if d is not None
+        }
+        names = (*positional, *(a.arg for a in spec.kwonlyargs))
+        return Function(
+            file=module.file.relative_to(self.root.parent),
+            line=node.lineno,
+            parameters=names,
+            required=frozenset(names) - optional,
+            open=spec.vararg is not None or spec.kwarg is not None,
+        )
+
+    def abstract(self, module: str, owner: str) -> set[str]:
+        """Methods that a class leaves to its subclasses."""
+        names: dict[str, bool] = {}
+        for _, cls in self.lineage(module, owner):
+            for node in cls.body:
+                if isinstance(node, _Function):
+                    marks = [d.id for d in node.decorator_list if isinstance(d, ast.Name)]
+                    names.setdefault(node.name, "abstractmethod" in marks)
+        return {name for name, is_abstract in names.items() if is_abstract}
+
+    def attribute(self, module: str, qualname: str) -> Path | None:
+        """Where ``Class.name`` is a field, a property, or set on ``self``; None for nowhere."""
+        owner, _, name = qualname.rpartition(".")
+        for where, cls in self.lineage(module, owner):
+            if name in _attributes(cls):
+                return where.file.relative_to(self.root.parent)
+        return None
+
+
+@cache
+def _attributes(cls: ast.ClassDef) -> frozenset[str]:
+    """Names of methods, fields, and what a class's methods assign to."""
+    names = set()
+    for node in ast.walk(cls):
+        if isinstance(node, _Function):
+            names.add(node.name)
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            for target in (
+                e for t in targets for e in (t.elts if isinstance(t, ast.Tuple) else [t])
+            ):
+                if isinstance(target, ast.Name):
+                    names.add(target.id)
+                elif isinstance(target, ast.Attribute):
+                    names.add(target.attr)
+    return frozenset(names)

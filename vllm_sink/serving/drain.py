@@ -1,0 +1,125 @@
+"""A replica that goes: it takes nothing new, lets streams finish, and tells the rest why they end.
+
+vLLM's ``--shutdown-timeout`` lets requests finish for so long and then kills the engine; its API
+server then waits for clients that wait for it, for ever, and until then takes requests that it
+throws away. An endless stream never finishes by itself. So a little before the time is up what
+still runs is ended with an error that says so, and its client goes on elsewhere, from its history.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+#: What a client is told, in an error of this type.
+ENDED = (
+    "this server is shutting down and the stream was still running: send the conversation again, "
+    "with the same x-session-id, to go on elsewhere"
+)
+REFUSED = "this server is shutting down: send the request again, another one will take it"
+ERROR_TYPE = "ServiceUnavailable"
+STATUS = 503
+
+#: Seconds kept of the grace period for telling clients and for stopping the engine.
+MARGIN = 5.0
+
+
+class Drain:
+    """The state of this process; there is one, :data:`DRAIN`.
+
+    Attributes:
+        begun: whether nothing new is taken.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._live: set[Live] = set()
+        self._deadline = 0.0
+        self.begun = False
+
+    def begin(self, seconds: float) -> None:
+        """Take nothing new, and end what still runs after ``seconds``. From any thread."""
+        with self._changed:
+            if self.begun:
+                return
+            self.begun, self._deadline = True, time.monotonic() + seconds
+            for live in self._live:
+                live.expire_at(self._deadline)
+
+    def wait_until_idle(self, seconds: float) -> bool:
+        """Block until no response runs, at most so long. Not on an event loop's thread."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._live, seconds)
+
+    @contextmanager
+    def live(self) -> Iterator[Live]:
+        """A response that runs; on the event loop that runs it."""
+        live = Live()
+        with self._changed:
+            self._live.add(live)
+            if self.begun:
+                live.expire_at(self._deadline)
+        try:
+            yield live
+        finally:
+            with self._changed:
+                self._live.discard(live)
+                self._changed.notify_all()
+
+
+class Live:
+    """One response.
+
+    Attributes:
+        expired: set when it must end now.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.expired = asyncio.Event()
+
+    def expire_at(self, deadline: float) -> None:
+        """Set ``expired`` at this monotonic time. From any thread."""
+
+        def later() -> None:
+            self._loop.call_later(max(0.0, deadline - time.monotonic()), self.expired.set)
+
+        with suppress(RuntimeError):  # its loop is closed: it has ended
+            self._loop.call_soon_threadsafe(later)
+
+
+#: Of this process.
+DRAIN = Drain()
+
+
+def grace(timeout: float) -> float:
+    """How long streams may finish in a grace period of ``timeout`` seconds."""
+    return max(0.0, timeout - min(MARGIN, timeout / 3))
+
+
+def with_drain(shutdown: Callable[..., None]) -> Callable[..., None]:
+    """``AsyncLLM.shutdown``, which vLLM's server calls on SIGTERM, that drains first."""
+
+    def drained(self: Any, timeout: float | None = None) -> None:
+        began = time.monotonic()
+        if not _on_event_loop():  # there it is the last clearing up, and no response could end
+            DRAIN.begin(grace(timeout or 0.0))
+            DRAIN.wait_until_idle((timeout or 0.0) + 1.0)
+        if timeout:
+            # Zero would mean "abort"; there is nothing left to abort.
+            timeout = max(1.0, timeout - (time.monotonic() - began))
+        shutdown(self, timeout)
+
+    return drained
+
+
+def _on_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

@@ -1,0 +1,102 @@
+"""Draining, as HTTP has it: 503 for what is new, an error event at the end of what is cut."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from vllm_sink.serving.drain import DRAIN, ENDED, ERROR_TYPE, REFUSED, STATUS
+
+_Message = dict[str, Any]
+_Send = Callable[[_Message], Awaitable[None]]
+_App = Callable[[_Message, Any, _Send], Awaitable[None]]
+
+
+def error(message: str) -> dict[str, dict[str, Any]]:
+    """An error as OpenAI's API has it."""
+    return {"error": {"message": message, "type": ERROR_TYPE, "param": None, "code": STATUS}}
+
+
+def last_event(message: str = ENDED) -> str:
+    """The end of an event stream that is cut."""
+    return f"data: {json.dumps(error(message))}\n\ndata: [DONE]\n\n"
+
+
+class DrainMiddleware:
+    """ASGI: what :data:`~vllm_sink.serving.drain.DRAIN` says, said to clients."""
+
+    def __init__(self, app: _App) -> None:
+        self.app = app
+
+    async def __call__(self, scope: _Message, receive: Any, send: _Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+        elif scope["method"] != "POST":
+            # /metrics goes on being read; /health tells whoever sends requests to stop.
+            if DRAIN.begun and scope["path"] == "/health":
+                await _answer(send, REFUSED)
+            else:
+                await self.app(scope, receive, send)
+        elif DRAIN.begun:
+            await _answer(send, REFUSED)
+        else:
+            await self._watch(scope, receive, send)
+
+    async def _watch(self, scope: _Message, receive: Any, send: _Send) -> None:
+        """Run a request until it ends or must end."""
+        response = _Response(send)
+        with DRAIN.live() as live:
+            running = asyncio.ensure_future(self.app(scope, receive, response.send))
+            expiry = asyncio.ensure_future(live.expired.wait())
+            try:
+                await asyncio.wait({running, expiry}, return_when=asyncio.FIRST_COMPLETED)
+                if running.done():
+                    return running.result()
+                response.closed = True  # whatever the app still says, the last word is ours
+                await response.end()
+            finally:
+                expiry.cancel()
+                if not running.done():
+                    running.cancel()
+                    await asyncio.gather(running, return_exceptions=True)
+
+
+class _Response:
+    """What has been sent of a response."""
+
+    def __init__(self, send: _Send) -> None:
+        self._send = send
+        self._started = self._events = self.closed = False
+
+    async def send(self, message: _Message) -> None:
+        if self.closed:
+            return
+        if message["type"] == "http.response.start":
+            self._started = True
+            self._events = any(
+                name.lower() == b"content-type" and value.startswith(b"text/event-stream")
+                for name, value in message["headers"]
+            )
+        await self._send(message)
+
+    async def end(self) -> None:
+        """Say why it ends."""
+        if not self._started:
+            await _answer(self._send, ENDED)
+            return
+        body = last_event().encode() if self._events else b""
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+async def _answer(send: _Send, message: str) -> None:
+    body = json.dumps(error(message)).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"retry-after", b"1"),
+        (b"connection", b"close"),  # the next one goes to another server
+    ]
+    await send({"type": "http.response.start", "status": STATUS, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -1,0 +1,129 @@
+"""Puts the application together from ``ray.serve.llm``'s parts, and sees that it can be placed."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import ray
+from ray import serve
+from ray.llm._internal.serve.core.configs.openai_api_models import to_model_metadata
+from ray.serve import Application
+from ray.serve.llm import LLMConfig, LLMServingArgs, build_llm_deployment
+
+from vllm_sink.errors import PolicyError
+from vllm_sink.policy import CONFIG_KEY, KVPolicy
+from vllm_sink.serving.ray.ingress import StreamIngress, make_ingress, require_key
+from vllm_sink.serving.ray.replica import StreamServer
+
+#: Ray's own: the same session, the same replica, for as long as there is one. Its fallback takes
+#: another one where the right one is slow to say how busy it is, and the session's cache is lost.
+ROUTER = {
+    "request_router_class": "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter",
+    "request_router_kwargs": {"num_fallback_replicas": 0},
+}
+
+#: Ray's own import path of the policy in :mod:`vllm_sink.serving.ray.autoscaling`.
+AUTOSCALING = "vllm_sink.serving.ray.autoscaling:StreamLoad"
+
+#: Seconds that streams may take to finish when their replica goes; Ray's default is 20.
+GRACE = 300.0
+
+
+def build(serving_args: dict[str, Any], wait_for_resources_s: float) -> Application:
+    """See :func:`vllm_sink.serving.ray.build`."""
+    args = LLMServingArgs.model_validate(serving_args)
+    configs: list[LLMConfig] = args.llm_configs
+    for config in configs:
+        _check_policy(config)
+        _set_defaults(config)
+    require_key(configs)
+    require_resources(configs, wait_for_resources_s)
+    ingress = {
+        **StreamIngress.get_deployment_options(configs),
+        # It holds every stream of its clients: it may take as long as they.
+        "graceful_shutdown_timeout_s": max(
+            c.deployment_config["graceful_shutdown_timeout_s"] for c in configs
+        ),
+        **args.ingress_deployment_config,
+    }
+    if "num_replicas" in args.ingress_deployment_config:
+        ingress.pop("autoscaling_config", None)
+    return serve.deployment(make_ingress(), **ingress).bind(
+        llm_deployments={
+            c.model_id: build_llm_deployment(c, deployment_cls=StreamServer) for c in configs
+        },
+        model_cards={c.model_id: to_model_metadata(c.model_id, c) for c in configs},
+    )
+
+
+def _check_policy(config: LLMConfig) -> None:
+    """Refuse a policy before any replica is started for it.
+
+    Raises:
+        PolicyError: naming it.
+    """
+    additional = config.engine_kwargs.get("additional_config") or {}
+    if CONFIG_KEY not in additional or not KVPolicy.from_config(additional[CONFIG_KEY]).active:
+        raise PolicyError(
+            "additional_config",
+            additional,
+            f'one with "{CONFIG_KEY}", such as {{"{CONFIG_KEY}": {{"name": "sink"}}}}; '
+            "for vLLM unchanged there is ray.serve.llm:build_openai_app",
+        )
+
+
+def _set_defaults(config: LLMConfig) -> None:
+    """Sticky sessions, scaling by streams, time to finish; what the user named stays."""
+    deployment = config.deployment_config
+    deployment.setdefault("request_router_config", ROUTER)
+    deployment.setdefault("graceful_shutdown_timeout_s", GRACE)
+    deployment.setdefault("graceful_shutdown_wait_loop_s", 0.5)
+    scaling = deployment.get("autoscaling_config")
+    if isinstance(scaling, dict):
+        scaling["policy"] = {"policy_function": AUTOSCALING, **scaling.get("policy", {})}
+
+
+def least_resources(configs: list[LLMConfig]) -> dict[str, float]:
+    """What the replicas that must be there need together, with one CPU for the ingress."""
+    needed: dict[str, float] = {"CPU": 1.0}
+    for config in configs:
+        options = StreamServer.get_deployment_options(config)
+        for bundle in options.get("placement_group_bundles", ()):
+            for name, amount in bundle.items():
+                needed[name] = needed.get(name, 0.0) + amount * _least_replicas(config)
+    return needed
+
+
+def _least_replicas(config: LLMConfig) -> int:
+    deployment = config.deployment_config
+    if "num_replicas" in deployment:
+        return int(deployment["num_replicas"])
+    scaling = deployment.get("autoscaling_config") or {}
+    return int(scaling.get("min_replicas", 1))
+
+
+def require_resources(configs: list[LLMConfig], seconds: float) -> None:
+    """Wait until the cluster has room for the replicas; its nodes may come one by one.
+
+    Ray Serve itself would wait for ever, and say so in its log alone.
+
+    Raises:
+        PolicyError: it has not, after so many seconds.
+    """
+    needed = least_resources(configs)
+    end = time.monotonic() + seconds
+    while True:
+        there = ray.cluster_resources()
+        short = {n: v for n, v in needed.items() if v > there.get(n, 0.0)}
+        if not short:
+            return
+        if time.monotonic() > end:
+            replicas = sum(_least_replicas(c) for c in configs)
+            lacking = ", ".join(f"{v:g} {n} of {there.get(n, 0.0):g}" for n, v in short.items())
+            raise PolicyError(
+                "min_replicas",
+                replicas,
+                f"fewer, or a larger cluster: they and the ingress need {lacking} that Ray has",
+            )
+        time.sleep(min(1.0, max(0.05, seconds)))

@@ -1,0 +1,81 @@
+"""The door: Ray's OpenAI ingress with an API key, and with a reason where a replica is lost."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from ray.exceptions import RayActorError
+from ray.llm._internal.serve.core.configs.openai_api_models import OpenAIHTTPException
+from ray.llm._internal.serve.core.ingress.ingress import init
+from ray.serve.llm import LLMConfig
+from ray.serve.llm.ingress import OpenAiIngress, make_fastapi_ingress
+
+from vllm_sink.errors import PolicyError
+from vllm_sink.serving.access import Access
+from vllm_sink.serving.drain import ERROR_TYPE, STATUS
+from vllm_sink.serving.drain_middleware import last_event
+
+#: What vLLM reads its key from; a Secret puts it there.
+KEY_VARIABLE = "VLLM_API_KEY"
+
+#: What a client is told whose replica died.
+LOST = (
+    "the replica that held this stream is gone: send the conversation again, with the same "
+    "x-session-id, to go on where it stopped"
+)
+
+
+class StreamIngress(OpenAiIngress):
+    """Ray's ingress; a stream whose replica dies ends with an error event, not with silence."""
+
+    async def _get_response(self, **kwargs: Any) -> AsyncGenerator[Any, None]:
+        began = False
+        try:
+            async for part in super()._get_response(**kwargs):
+                yield part
+                began = True
+        except RayActorError:
+            if not began:
+                raise OpenAIHTTPException(STATUS, LOST, ERROR_TYPE) from None
+            yield [last_event(LOST)]
+
+
+class KeyMiddleware:
+    """ASGI: vLLM's own check of the API key, where the environment has one.
+
+    The key is read in the process that answers, so that it is in no message of Ray's.
+    """
+
+    def __init__(self, app: Any) -> None:
+        from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
+
+        key = os.environ.get(KEY_VARIABLE)
+        self.app = AuthenticationMiddleware(app, [key]) if key else app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self.app(scope, receive, send)
+
+
+def make_ingress() -> Any:
+    """The class of the ingress deployment."""
+    app = init()
+    app.add_middleware(KeyMiddleware)
+    return make_fastapi_ingress(StreamIngress, app=app)
+
+
+def require_key(configs: list[LLMConfig]) -> None:
+    """Refuse to serve without a key where one is required.
+
+    Raises:
+        PolicyError: ``--sink-require-api-key``, and there is none.
+    """
+    for config in configs:
+        access = Access.from_config(config.engine_kwargs.get("additional_config"))
+        if access.require_api_key and not os.environ.get(KEY_VARIABLE):
+            raise PolicyError(
+                "--sink-require-api-key",
+                True,
+                f"only with a key in {KEY_VARIABLE}; there is none in Ray's environment",
+            )

@@ -1,0 +1,109 @@
+"""A replica: ``ray.serve.llm``'s server, which counts its streams and drains as plain vLLM does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from http import HTTPStatus
+from typing import Any
+
+from ray.llm._internal.serve.core.configs.openai_api_models import ErrorInfo, ErrorResponse
+from ray.serve._private.replica import Replica
+from ray.serve.llm.deployment import LLMServer
+
+from vllm_sink import compat
+from vllm_sink.serving.drain import DRAIN, ENDED, ERROR_TYPE, REFUSED, STATUS, grace
+from vllm_sink.serving.drain_middleware import last_event
+from vllm_sink.serving.ray.autoscaling import report
+
+
+class StreamServer(LLMServer):
+    """Ray's ``LLMServer`` for engines under the policy."""
+
+    async def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]
+        # Ray tells a replica's own code nothing of its end before all requests have ended.
+        compat.wrap(Replica, "perform_graceful_shutdown", draining)
+        await super().__init__(*args, **kwargs)
+
+    def _get_default_engine_class(self) -> Any:
+        from vllm_sink.serving.ray.engine import StreamEngine  # imports vLLM
+
+        return StreamEngine
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What the controller scales by (Ray Serve calls this)."""
+        from vllm_sink.metrics.export import LAST
+
+        return report(next(iter(LAST.values()), None))
+
+    async def _run_request(
+        self,
+        request: Any,
+        *,
+        engine_method: str,
+        batch_output_stream: bool = False,
+        raw_request_info: Any = None,
+    ) -> AsyncGenerator[Any, None]:
+        from vllm_sink.serving.tenant import set_headers
+
+        if DRAIN.begun:
+            return refused()
+        if raw_request_info is not None:
+            set_headers(raw_request_info.headers)
+        answer = await super()._run_request(
+            request,
+            engine_method=engine_method,
+            batch_output_stream=batch_output_stream,
+            raw_request_info=raw_request_info,
+        )
+        return with_reasons(answer, bool(getattr(request, "stream", False)))
+
+
+def draining(perform: Callable[..., Any]) -> Callable[..., Any]:
+    """``Replica.perform_graceful_shutdown`` that lets the streams know how long they have."""
+
+    async def shut_down(self: Any) -> None:
+        DRAIN.begin(grace(self._deployment_config.graceful_shutdown_timeout_s))
+        await perform(self)
+
+    return shut_down
+
+
+async def refused() -> AsyncGenerator[Any, None]:
+    """The answer to what comes after the end was announced."""
+    yield _error(REFUSED)
+
+
+async def with_reasons(
+    answer: AsyncGenerator[Any, None], streamed: bool
+) -> AsyncGenerator[Any, None]:
+    """An answer that ends with a reason where its replica must go."""
+    from vllm.exceptions import GracefulHTTPError
+
+    began = False
+    with DRAIN.live() as live:
+        expiry = asyncio.ensure_future(live.expired.wait())
+        try:
+            while True:
+                part = asyncio.ensure_future(anext(answer))
+                await asyncio.wait({part, expiry}, return_when=asyncio.FIRST_COMPLETED)
+                if not part.done():
+                    part.cancel()
+                    await asyncio.gather(part, return_exceptions=True)
+                    yield [last_event()] if streamed and began else _error(ENDED)
+                    return
+                yield part.result()
+                began = True
+        except StopAsyncIteration:
+            return
+        except GracefulHTTPError as error:  # a refusal with a status of its own: a tenant's limit
+            yield _error(error.message, HTTPStatus(error.http_status))
+        finally:
+            expiry.cancel()
+            await answer.aclose()
+
+
+def _error(message: str, status: HTTPStatus | None = None) -> ErrorResponse:
+    kind = ERROR_TYPE if status is None else status.phrase
+    code = STATUS if status is None else status.value
+    return ErrorResponse(error=ErrorInfo(message=message, type=kind, code=code))
