@@ -8,12 +8,12 @@ them a short request comes every ``--short-every`` seconds. With ``--minutes`` i
 ``--tokens`` the streams run until the time is over and are then left by their clients. ``--check``
 ends with status 1 if a token became dearer, or a process or the KV cache larger (``make soak``).
 
-What a process holds is compared once the run is *settled*: every stream has rolled over, and every
-block of the KV pool has been used, since until then the prefix cache takes some hundred bytes of
-host memory for each block that it meets (and no more ever: the pool is what bounds it). Between two
-rollovers lists fill up, so it is the most of each *round*, in which every stream rolls once, that
-is compared, by least squares over all rounds; the second half of them stands beside, where a
-plateau shows.
+What a process holds is compared once the run is *settled*: every stream has rolled over and has
+been told more than the front end keeps of it, and every block of the KV pool has been used, since
+until then the prefix cache takes some hundred bytes of host memory for each block that it meets
+(and no more ever: the pool is what bounds it). Between two rollovers lists fill up, so it is the
+most of each *round*, in which every stream rolls once, that is compared, by least squares over all
+rounds; the second half of them stands beside, where a plateau shows.
 """
 
 from __future__ import annotations
@@ -190,9 +190,9 @@ def tenth(values: list[float], number: int) -> float:
     return statistics.median(values[a : max(b, a + 1)])
 
 
-def settled(samples: list[dict[str, Any]], segment: int, pool: int) -> list[dict[str, Any]]:
-    """Samples from when all streams had rolled over and all ``pool`` tokens of KV had been used."""
-    return [s for s in samples if s["shortest"] >= segment and s["tokens"] >= pool]
+def settled(samples: list[dict[str, Any]], least: int, pool: int) -> list[dict[str, Any]]:
+    """Samples from when each stream was so long and all ``pool`` tokens of KV had been used."""
+    return [s for s in samples if s["shortest"] >= least and s["tokens"] >= pool]
 
 
 def peaks(samples: list[dict[str, Any]], streams: int) -> list[dict[str, Any]]:
@@ -237,10 +237,12 @@ def thinned(points: list[Any]) -> list[Any]:
 
 
 def summarise(run: Run) -> dict[str, Any]:
+    from vllm_sink.serving.tail import EVERY
+
     args = run.args
     steps = [[ms for _, ms in per_token(curve)] for curve in run.curves]
     ratios = [tenth(s, 10) / tenth(s, 2) for s in steps if len(s) >= 20]
-    steady = settled(run.samples, args.segment_tokens, run.pool_tokens)
+    steady = settled(run.samples, max(args.segment_tokens, EVERY), run.pool_tokens)
     rounds = peaks(steady, args.streams)
     latency = [seconds for _, seconds in run.short]
     return {
@@ -289,8 +291,9 @@ def complaints(result: dict[str, Any]) -> list[str]:
         found.append(f"a token costs {ratio:.2f} times what it did")
     if not result["memory"]:
         found.append(
-            "too short to tell what grows: every stream must fill a segment, all together must use "
-            f"{result['kv_pool_tokens']:,} tokens of KV, and then roll {LEAST_ROUNDS} times more"
+            "too short to tell what grows: every stream must fill a segment and what the front end "
+            f"keeps of it, all must use {result['kv_pool_tokens']:,} tokens of KV together, and "
+            f"each must roll {LEAST_ROUNDS} times more"
         )
     allowed = BYTES_PER_TOKEN + GRAIN / max(1, result["settled_tokens"])
     for name, process in result["memory"].items():
