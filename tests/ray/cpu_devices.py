@@ -6,6 +6,7 @@ With a name all of it runs: Ray's placement group, its actors, vLLM's messages b
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 
@@ -25,5 +26,9 @@ def ray_with_devices(count: int) -> Any:
         num_cpus=count + 1,
         num_gpus=count,
         include_dashboard=False,
-        runtime_env={"worker_process_setup_hook": "tests.ray.cpu_devices.name_the_device"},
+        runtime_env={
+            "worker_process_setup_hook": "tests.ray.cpu_devices.name_the_device",
+            # Ray's processes do not stand where this one was started.
+            "env_vars": {"PYTHONPATH": str(Path(__file__).parents[2])},
+        },
     )
