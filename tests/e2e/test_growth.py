@@ -21,7 +21,8 @@ from vllm_sink.engine.rollover import RollingStreams
 from vllm_sink.serving import tail
 
 # One worker: the tests share an engine.
-pytestmark = pytest.mark.xdist_group("growth")
+# It counts what its process holds, so it wants a process in which no other test has run.
+pytestmark = [pytest.mark.xdist_group("growth"), pytest.mark.slow]
 
 #: Half of them are streamed; of the others vLLM holds the answer, as it was asked to.
 STREAMS = 16
