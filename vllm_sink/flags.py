@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vllm_sink.errors import PolicyError
@@ -154,23 +154,13 @@ def with_policy_from_flags(from_cli_args: Callable[..., Any]) -> Callable[..., A
     def read(cls: Any, args: argparse.Namespace) -> Any:
         engine_args = from_cli_args(cls, args)
         setattr(engine_args, FROM_COMMAND_LINE, True)
-        given = {
-            key: value
-            for key, flag in (
-                ("name", "kv_policy"),
-                ("sink_tokens", "sink_tokens"),
-                ("window_tokens", "window_tokens"),
-                ("sink_attention", "sink_attention"),
-                ("segment_tokens", "segment_tokens"),
-            )
-            if (value := getattr(args, flag, None)) is not None
-        }
+        given = _given(args, _POLICY_FLAGS)
         if given:
             config = dict(engine_args.additional_config or {})
             before = config.get(CONFIG_KEY, {})
             before = {"name": before} if isinstance(before, str) else before
             if "name" not in {**before, **given}:
-                flag = "--" + next(iter(given)).replace("_", "-")
+                flag = _POLICY_FLAGS[next(iter(given))]
                 raise SystemExit(f"vllm serve: error: {flag} needs --kv-policy sink or window")
             config[CONFIG_KEY] = {**before, **given}
             engine_args.additional_config = config
@@ -188,42 +178,53 @@ def with_policy_from_flags(from_cli_args: Callable[..., Any]) -> Callable[..., A
     return read
 
 
-def _read_tenant_flags(args: argparse.Namespace, engine_args: Any) -> None:
-    given = {
-        key: value
-        for key, flag in (
-            ("tenant_label", "sink_tenant_label"),
-            ("max_tenants", "sink_max_tenants"),
-        )
-        if (value := getattr(args, flag, None)) is not None
-    }
+#: Fields of the policy and the flags that set them; and of the tenants' label.
+_POLICY_FLAGS = {
+    "name": "--kv-policy",
+    "sink_tokens": "--sink-tokens",
+    "window_tokens": "--window-tokens",
+    "sink_attention": "--sink-attention",
+    "segment_tokens": "--segment-tokens",
+}
+_TENANT_FLAGS = {"tenant_label": "--sink-tenant-label", "max_tenants": "--sink-max-tenants"}
+
+
+def _given(args: argparse.Namespace, flags: Mapping[str, str]) -> dict[str, Any]:
+    """What was given of ``flags``, by field."""
+    names = {field: flag.removeprefix("--").replace("-", "_") for field, flag in flags.items()}
+    values = {field: getattr(args, name, None) for field, name in names.items()}
+    return {field: value for field, value in values.items() if value is not None}
+
+
+def _carry(args: argparse.Namespace, engine_args: Any, key: str, flags: Mapping[str, str]) -> bool:
+    """Take what was given of ``flags`` into ``additional_config[key]``; whether anything was.
+
+    Raises:
+        SystemExit: something was, and no policy.
+    """
+    given = _given(args, flags)
     if not given:
-        return
+        return False
     config = dict(engine_args.additional_config or {})
     if CONFIG_KEY not in config:
-        flag = "--sink-tenant-label" if "tenant_label" in given else "--sink-max-tenants"
+        flag = flags[next(iter(given))]
         raise SystemExit(f"vllm serve: error: {flag} needs --kv-policy sink or window")
-    config[metrics_config.CONFIG_KEY] = {**config.get(metrics_config.CONFIG_KEY, {}), **given}
+    config[key] = {**config.get(key, {}), **given}
     engine_args.additional_config = config
-    if metrics_config.MetricsConfig.from_config(config).header:
+    return True
+
+
+def _read_tenant_flags(args: argparse.Namespace, engine_args: Any) -> None:
+    if not _carry(args, engine_args, metrics_config.CONFIG_KEY, _TENANT_FLAGS):
+        return
+    if metrics_config.MetricsConfig.from_config(engine_args.additional_config).header:
         _add_middleware(args, TENANT_MIDDLEWARE)
 
 
 def _read_access_flags(args: argparse.Namespace, engine_args: Any) -> None:
-    given = {
-        key: value
-        for key, flag in access.FLAGS.items()
-        if (value := getattr(args, flag.removeprefix("--").replace("-", "_"), None)) is not None
-    }
-    config = dict(engine_args.additional_config or {})
-    if given:
-        if CONFIG_KEY not in config:
-            flag = access.FLAGS[next(iter(given))]
-            raise SystemExit(f"vllm serve: error: {flag} needs --kv-policy sink or window")
-        config[access.CONFIG_KEY] = {**config.get(access.CONFIG_KEY, {}), **given}
-        engine_args.additional_config = config
+    _carry(args, engine_args, access.CONFIG_KEY, access.FLAGS)
     try:
-        asked = access.Access.from_config(config)
+        asked = access.Access.from_config(engine_args.additional_config)
     except PolicyError as error:
         raise SystemExit(f"vllm serve: error: {error}") from None
     servers = getattr(args, "api_server_count", None) or 1

@@ -53,8 +53,7 @@ def _leave() -> None:
     """A server without a policy runs vLLM as it is, with no attribute of its replaced."""
     from vllm.engine.arg_utils import EngineArgs
 
-    for name in ("add_cli_args", "from_cli_args", "create_engine_config"):
-        compat.unwrap(EngineArgs, name)
+    compat.unwrap_all(EngineArgs)
 
 
 def _requested(engine_args: Any) -> KVPolicy | None:

@@ -8,7 +8,7 @@
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/../.." && pwd)
-python=$root/.venv/bin/python
+python=$root/.venv${VLLM_SINK_VLLM:+-$VLLM_SINK_VLLM}/bin/python
 model=${1:-$root/models/smollm2-135m-instruct}
 shift || true
 host=${HOST:-127.0.0.1}

@@ -80,8 +80,9 @@ def _overridden(own: Source, vllm: Source, mine: str, base: str, setting: str) -
         for node in found[1].body
         if isinstance(node, ast.FunctionDef) and _is_override(node)
     ]
+    why = f"{name}, by {setting}"
     for method in methods:
-        hook = Hook("overrides", f"{base}.{method}", f"{mine.partition(':')[2]}, by {setting}")
+        hook = Hook("overrides", f"{base}.{method}", why)
         theirs = vllm.function(base_module, f"{base_name}.{method}")
         if theirs is None:
             yield Finding(hook, "", "it is not there")
@@ -91,7 +92,7 @@ def _overridden(own: Source, vllm: Source, mine: str, base: str, setting: str) -
         yield Finding(hook, _at(theirs), _mismatch(ours, theirs))
     for method in sorted(vllm.abstract(base_module, base_name)):
         if own.function(module, f"{name}.{method}") is None:
-            hook = Hook("overrides", f"{base}.{method}", f"{mine.partition(':')[2]}, by {setting}")
+            hook = Hook("overrides", f"{base}.{method}", why)
             yield Finding(hook, "", "every subclass must have it, and ours has not")
 
 
@@ -122,22 +123,21 @@ def _read(vllm: Source, hook: Hook) -> Finding:
 def _imports(own: Source) -> list[Hook]:
     """What this package imports of vLLM. What may be missing stands in a ``try``."""
     wanted: dict[str, Hook] = {}
-    for file in sorted(own.root.rglob("*.py")):
-        tree = ast.parse(file.read_text(encoding="utf-8"))
+    for module in own.modules():
         guarded = {
             id(part)
-            for node in ast.walk(tree)
+            for node in ast.walk(module.tree)
             if isinstance(node, ast.Try)
             for part in ast.walk(node)
         }
-        for node in ast.walk(tree):
+        for node in ast.walk(module.tree):
             if not isinstance(node, ast.ImportFrom) or id(node) in guarded:
                 continue
             if node.level or (node.module or "").partition(".")[0] != "vllm":
                 continue
             for alias in node.names:
                 target = f"{node.module}:{alias.name}"
-                why = str(file.relative_to(own.root.parent))
+                why = str(module.file.relative_to(own.root.parent))
                 wanted.setdefault(target, Hook("imports", target, why))
     return list(wanted.values())
 

@@ -11,6 +11,7 @@ import functools
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any
 
 ATTENTION_BACKEND = "vllm_sink.attention.backend.SinkAttentionBackend"
@@ -87,19 +88,34 @@ def take_stats(scheduler_stats: Any, kind: type) -> Any:
 _Make = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
+#: The attribute of a wrapped function that names who wrapped it.
+_MAKERS = "__vllm_sink__"
+
+
+def _gone(owner: type, name: str) -> ImportError:
+    module = owner.__module__
+    return ImportError(
+        f"vllm-sink does not know this {module.partition('.')[0]}: "
+        f"{module}.{owner.__name__}.{name} is gone"
+    )
+
+
+def _replace(owner: type, name: str, original: Any, function: Any) -> None:
+    """Put ``function`` where ``original`` is, static or of the class where that is."""
+    static = isinstance(original, (staticmethod, classmethod))
+    setattr(owner, name, type(original)(function) if static else function)
+
+
 def wrap(owner: type, name: str, make: _Make) -> None:
     """Replace ``owner.name`` by ``make(original)``, once for each ``make``.
 
     Raises:
         ImportError: vLLM has no such attribute: an unknown version, refused by name.
     """
-    original = owner.__dict__.get(name)
+    original: Any = owner.__dict__.get(name)
     if original is None:
-        raise ImportError(
-            f"vllm-sink does not know this {owner.__module__.partition('.')[0]}: "
-            f"{owner.__module__}.{owner.__name__}.{name} is gone"
-        )
-    function = original.__func__ if isinstance(original, (staticmethod, classmethod)) else original
+        raise _gone(owner, name)
+    function = getattr(original, "__func__", original)
     maker = f"{make.__module__}.{make.__qualname__}"
     makers: tuple[str, ...] = getattr(function, _MAKERS, ())
     if maker in makers:
@@ -114,29 +130,23 @@ def wrap(owner: type, name: str, make: _Make) -> None:
         return
     wrapped = like_it(function)
     setattr(wrapped, _MAKERS, (*makers, maker))
-    if isinstance(original, (staticmethod, classmethod)):
-        wrapped = type(original)(wrapped)  # type: ignore[assignment]
-    setattr(owner, name, wrapped)
+    _replace(owner, name, original, wrapped)
 
 
-#: The attribute of a wrapped function that names who wrapped it.
-_MAKERS = "__vllm_sink__"
-
-
-def unwrap(owner: type, name: str) -> None:
-    """Put back what was there before the first ``wrap``."""
-    original: Any = owner.__dict__[name]
-    bound = isinstance(original, (staticmethod, classmethod))
-    function: Any = original.__func__ if bound else original
-    if not getattr(function, _MAKERS, ()):
-        return
-    if hasattr(function, "extend"):
-        function.extended = function.__wrapped__
-        setattr(function, _MAKERS, ())
-        return
-    while getattr(function, _MAKERS, ()):
-        function = function.__wrapped__
-    setattr(owner, name, type(original)(function) if bound else function)
+def unwrap_all(owner: type) -> None:
+    """Put back whatever of a class's own was there before the first ``wrap``."""
+    for name, original in list(vars(owner).items()):
+        bound = isinstance(original, (staticmethod, classmethod))
+        function: Any = original.__func__ if bound else original
+        if not isinstance(function, FunctionType) or not getattr(function, _MAKERS, ()):
+            continue
+        if hasattr(function, "extend"):
+            function.extended = function.__wrapped__  # type: ignore[attr-defined]
+            setattr(function, _MAKERS, ())
+            continue
+        while getattr(function, _MAKERS, ()):
+            function = function.__wrapped__  # type: ignore[attr-defined]
+        _replace(owner, name, original, function)
 
 
 def wrap_method_of(thing: Any, name: str, make: _Make) -> None:
@@ -146,10 +156,7 @@ def wrap_method_of(thing: Any, name: str, make: _Make) -> None:
         ImportError: there is no such method.
     """
     if not hasattr(thing, name):
-        kind = type(thing)
-        raise ImportError(
-            f"vllm-sink does not know this vLLM: {kind.__module__}.{kind.__name__}.{name} is gone"
-        )
+        raise _gone(type(thing), name)
     method = getattr(thing, name)
     if not hasattr(method, "extend"):
         setattr(thing, name, make(method))

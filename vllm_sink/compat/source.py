@@ -108,6 +108,14 @@ class Source:
                 return Module(name, file, _parsed(file.resolve(), file.stat().st_mtime_ns))
         return None
 
+    def modules(self) -> Iterator[Module]:
+        """All of them."""
+        for file in sorted(self.root.rglob("*.py")):
+            parts = file.relative_to(self.root.parent).with_suffix("").parts
+            found = self.module(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
+            if found is not None:
+                yield found
+
     def has(self, module: str, name: str) -> bool:
         """Whether ``from module import name`` would find something."""
         found = self.module(module)
