@@ -166,16 +166,22 @@ def with_policy_from_flags(from_cli_args: Callable[..., Any]) -> Callable[..., A
             engine_args.additional_config = config
         _read_tenant_flags(args, engine_args)
         _read_access_flags(args, engine_args)
-        if CONFIG_KEY in (engine_args.additional_config or {}):
+        if _has_policy(engine_args.additional_config):
             _add_middleware(args, DRAIN_MIDDLEWARE)
-            if hasattr(args, "middleware"):  # a server's arguments, not an engine's alone
-                require_api_key(args, engine_args)
+        if hasattr(args, "middleware"):  # a server's arguments, not an engine's alone
+            require_api_key(args, engine_args)
         # With --api-server-count, vLLM hands the arguments to processes that read them before any
         # plugin is loaded there: they must find the policy where vLLM itself looks.
         args.additional_config = engine_args.additional_config
         return engine_args
 
     return read
+
+
+def _has_policy(additional_config: Any) -> bool:
+    """Whether a policy was asked for; whether it is one that there is, is seen later."""
+    asked = (additional_config or {}).get(CONFIG_KEY, "full")
+    return (asked.get("name") if isinstance(asked, Mapping) else asked) != "full"
 
 
 #: Fields of the policy and the flags that set them; and of the tenants' label.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vllm_sink.serving import drain, drain_middleware
+from tests.e2e.engines import tiny
+from vllm_sink.serving import DRAIN_MIDDLEWARE, drain, drain_middleware
 from vllm_sink.serving.drain_middleware import DrainMiddleware
 
 EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8")]
@@ -74,3 +76,23 @@ def test_the_time_for_streams_leaves_some_for_the_end() -> None:
     assert drain.grace(240) == 235
     assert drain.grace(9) == 6
     assert drain.grace(0) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "middleware"),
+    [([], []), (["--kv-policy", "full"], []), (["--kv-policy", "sink"], [DRAIN_MIDDLEWARE])],
+    ids=["none", "full", "sink"],
+)
+def test_only_a_server_with_a_policy_drains_by_it(
+    flags: list[str], middleware: list[str], tiny_folder: Path
+) -> None:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    from vllm_sink import compat, plugin
+
+    plugin.register()
+    parser = compat.serve_arguments().make_arg_parser(FlexibleArgumentParser())
+    args = parser.parse_args(["--model", str(tiny("llama-gqa", tiny_folder)), *flags])
+    AsyncEngineArgs.from_cli_args(args)
+    assert args.middleware == middleware
