@@ -22,8 +22,7 @@ import numpy as np
 
 from benchmarks import record
 from benchmarks.clients import spread
-from benchmarks.probes import cpu_seconds
-from benchmarks.served import Served, serve
+from benchmarks.served import Served, add_arguments, flags, serve, settings
 
 ENDPOINTS = {
     "completions": ("/v1/completions", {"prompt": "Once upon a time"}),
@@ -40,21 +39,11 @@ def parse_args() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", required=True, help="a model folder or name")
+    add_arguments(parser, segment_tokens=2048)
     parser.add_argument("--marks", default="5000,50000,500000", help="tokens of the answer")
     parser.add_argument("--span", type=int, default=2500, help="tokens before and after a mark")
     parser.add_argument("--endpoints", default=",".join(ENDPOINTS))
     parser.add_argument("--together", action="store_true", help="all endpoints at once")
-    parser.add_argument("--sink-tokens", type=int, default=4)
-    parser.add_argument("--window-tokens", type=int, default=509)
-    parser.add_argument("--segment-tokens", type=int, default=2048)
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument(
-        "--serve-args",
-        default="--enforce-eager",
-        help="more flags of vllm serve: --serve-args='...'",
-    )
-    parser.add_argument("--json", required=True, type=Path, help="where the result goes")
     args = parser.parse_args()
     args.marks = sorted(map(int, args.marks.split(",")))
     args.endpoints = args.endpoints.split(",")
@@ -110,7 +99,7 @@ def follow(served: Served, endpoints: list[str], args: argparse.Namespace) -> di
         while any(s.thread.is_alive() for s in streams.values()):
             time.sleep(1)
             count = min(len(s.arrived) for s in streams.values())
-            samples.append((count, cpu_seconds(served)))
+            samples.append((count, served.cpu_seconds()))
             bar.update(count - bar.n)
     for stream in streams.values():
         if stream.error is not None:
@@ -180,22 +169,13 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     args = parse_args()
-    flags = (
-        f"--kv-policy sink --sink-tokens {args.sink_tokens} --window-tokens {args.window_tokens} "
-        f"--segment-tokens {args.segment_tokens} --served-model-name model --dtype {args.dtype} "
-        f"{args.serve_args}"
-    )
     groups = [args.endpoints] if args.together else [[name] for name in args.endpoints]
-    with serve(args.model, args.json.with_suffix(".log"), flags.split()) as served:
+    with serve(args.model, args.json.with_suffix(".log"), flags(args)) as served:
         runs = [follow(served, group, args) for group in groups]
         rollovers = served.rollovers()
     result = {
         "benchmark": "delivery",
-        "model": Path(args.model).name,
-        "dtype": args.dtype,
-        "sink_tokens": args.sink_tokens,
-        "window_tokens": args.window_tokens,
-        "segment_tokens": args.segment_tokens,
+        **settings(args),
         "span": args.span,
         "rollovers": rollovers,
         "runs": runs,

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import record
-from benchmarks.served import Served, serve
+from benchmarks.served import Served, add_arguments, flags, serve, settings
 
 #: Points of a stream's curve, and samples of the server, that the result keeps.
 POINTS = 250
@@ -48,15 +48,11 @@ def parse_args() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", required=True, help="a model folder or name")
+    add_arguments(parser, segment_tokens=2048)
     parser.add_argument("--streams", type=int, default=8)
     until = parser.add_mutually_exclusive_group(required=True)
     until.add_argument("--tokens", type=int, help="generated tokens of each stream")
     until.add_argument("--minutes", type=float, help="how long, instead of how many tokens")
-    parser.add_argument("--sink-tokens", type=int, default=4)
-    parser.add_argument("--window-tokens", type=int, default=509)
-    parser.add_argument("--segment-tokens", type=int, default=2048)
-    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--prompt", default="Once upon a time", help="of each stream")
     parser.add_argument(
         "--prompt-tokens", type=int, help="instead of --prompt: so many, drawn at random"
@@ -64,13 +60,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--vocabulary", type=int, default=256, help="token ids to draw from")
     parser.add_argument("--short-every", type=float, default=2.0, help="seconds; 0 for none")
     parser.add_argument("--sample-every", type=float, default=2.0, help="seconds")
-    parser.add_argument(
-        "--serve-args",
-        default="--enforce-eager",
-        help="more flags of vllm serve: --serve-args='...'",
-    )
     parser.add_argument("--check", action="store_true", help="fail if anything grows")
-    parser.add_argument("--json", required=True, type=Path, help="where the result goes")
     args = parser.parse_args()
     limits = {"streams": 1, "tokens": 100, "minutes": 0.1, "prompt_tokens": 1, "vocabulary": 1}
     for name, least in limits.items():
@@ -247,12 +237,8 @@ def summarise(run: Run) -> dict[str, Any]:
     latency = [seconds for _, seconds in run.short]
     return {
         "benchmark": "endless",
-        "model": Path(args.model).name,
-        "dtype": args.dtype,
+        **settings(args),
         "streams": args.streams,
-        "sink_tokens": args.sink_tokens,
-        "window_tokens": args.window_tokens,
-        "segment_tokens": args.segment_tokens,
         "prompt_tokens": args.prompt_tokens,
         "tokens": sum(run.arrived),
         "tokens_of_each": run.arrived,
@@ -344,12 +330,11 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     args = parse_args()
-    flags = (
-        f"--kv-policy sink --sink-tokens {args.sink_tokens} --window-tokens {args.window_tokens} "
-        f"--segment-tokens {args.segment_tokens} --served-model-name model --dtype {args.dtype} "
-        f"--max-num-seqs {args.streams + 8} {args.serve_args}"
-    )
-    with serve(args.model, args.json.with_suffix(".log"), flags.split()) as served:
+    with serve(
+        args.model,
+        args.json.with_suffix(".log"),
+        flags(args, "--max-num-seqs", str(args.streams + 8)),
+    ) as served:
         run = Run(served, args)
         run()
     if not run.samples:

@@ -27,7 +27,7 @@ import numpy as np
 
 from benchmarks import record
 from benchmarks.clients import Live, ask, spread
-from benchmarks.served import Served, serve
+from benchmarks.served import Served, add_arguments, flags, serve, settings
 
 Sides = dict[str, Served]
 
@@ -38,7 +38,9 @@ def parse_args() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", required=True, help="a model folder or name")
+    add_arguments(
+        parser, segment_tokens=1024, serve_args="--enforce-eager --max-num-batched-tokens 512"
+    )
     parser.add_argument("--streams", default="0,1,4,8", help="how many beside, one by one")
     parser.add_argument("--requests", type=int, default=30, help="short ones, each round")
     parser.add_argument("--rounds", type=int, default=3)
@@ -48,17 +50,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=6, help="that wait in line")
     parser.add_argument("--prompt-tokens", type=int, default=10_000)
     parser.add_argument("--vocabulary", type=int, default=256, help="token ids to draw from")
-    parser.add_argument("--sink-tokens", type=int, default=4)
-    parser.add_argument("--window-tokens", type=int, default=509)
-    parser.add_argument("--segment-tokens", type=int, default=1024)
     parser.add_argument("--ordinary-tokens", type=int, default=65_536)
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument(
-        "--serve-args",
-        default="--enforce-eager --max-num-batched-tokens 512",
-        help="more flags of both vllm serve: --serve-args='...'",
-    )
-    parser.add_argument("--json", required=True, type=Path, help="where the result goes")
     return parser.parse_args()
 
 
@@ -204,13 +196,9 @@ def main() -> None:
     with ExitStack() as stack:
         sides: Sides = {}
         for side, segment in segments.items():
-            flags = (
-                f"--kv-policy sink --sink-tokens {args.sink_tokens} --dtype {args.dtype} "
-                f"--window-tokens {args.window_tokens} --segment-tokens {segment} "
-                f"--served-model-name model --max-num-seqs {most + 4} {args.serve_args}"
-            )
             log = args.json.with_suffix(f".{side}.log")
-            sides[side] = stack.enter_context(serve(args.model, log, flags.split()))
+            told = flags(args, "--max-num-seqs", str(most + 4), segment_tokens=segment)
+            sides[side] = stack.enter_context(serve(args.model, log, told))
         for served in sides.values():
             beside(served, 2, args, 1000)  # warms up
         turns = 2 * args.rounds * (1 + len(args.streams.split(",")))
@@ -218,10 +206,7 @@ def main() -> None:
             short, queue = short_requests(sides, args, bar), queued(sides, args, bar)
     result = {
         "benchmark": "fairness",
-        "model": Path(args.model).name,
-        "dtype": args.dtype,
-        "sink_tokens": args.sink_tokens,
-        "window_tokens": args.window_tokens,
+        **settings(args),
         "segments": segments,
         "short_requests": short,
         "queue": queue,

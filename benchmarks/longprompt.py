@@ -23,8 +23,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import record
-from benchmarks.probes import cpu_seconds, metric
-from benchmarks.served import Served, serve
+from benchmarks.served import Served, add_arguments, flags, serve, settings
 
 EVICTED = "vllm_sink_tokens_evicted_total"
 
@@ -35,23 +34,13 @@ def parse_args() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", required=True, help="a model folder or name")
+    add_arguments(parser, segment_tokens=4096)
     parser.add_argument("--prompt-tokens", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=1, help="prompts, one after the other")
     parser.add_argument("--warm-up", type=int, default=20_000, help="tokens of a prompt before")
     parser.add_argument("--output-tokens", type=int, default=50)
     parser.add_argument("--vocabulary", type=int, default=256, help="token ids to draw from")
-    parser.add_argument("--sink-tokens", type=int, default=4)
-    parser.add_argument("--window-tokens", type=int, default=509)
-    parser.add_argument("--segment-tokens", type=int, default=4096)
-    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--sample-every", type=float, default=0.5, help="seconds")
-    parser.add_argument(
-        "--serve-args",
-        default="--enforce-eager",
-        help="more flags of vllm serve: --serve-args='...'",
-    )
-    parser.add_argument("--json", required=True, type=Path, help="where the result goes")
     args = parser.parse_args()
     least = 20 * args.window_tokens
     if args.prompt_tokens < least:
@@ -93,21 +82,21 @@ class Prompt:
             self.error = error
 
     def _engine_seconds(self) -> float:
-        return sum(s for name, s in cpu_seconds(self.served).items() if name != "API server")
+        return sum(s for name, s in self.served.cpu_seconds().items() if name != "API server")
 
     def __call__(self) -> None:
         from tqdm import tqdm
 
-        front = cpu_seconds(self.served)["API server"]
+        front = self.served.cpu_seconds()["API server"]
         kept = self.args.sink_tokens + self.args.window_tokens
-        before = metric(self.served, EVICTED)
+        before = self.served.metric(EVICTED)
         self.begin = time.perf_counter()
         client = threading.Thread(target=self._ask)
         client.start()
         taken = 0
         with tqdm(total=len(self.tokens), unit="tok", desc="prompt") as bar:
             while client.is_alive() and not self.arrived:
-                evicted = int(metric(self.served, EVICTED) - before)
+                evicted = int(self.served.metric(EVICTED) - before)
                 if evicted and evicted + kept > taken:
                     taken = evicted + kept
                     now = time.perf_counter() - self.begin
@@ -115,7 +104,7 @@ class Prompt:
                     bar.update(taken - bar.n)
                 time.sleep(self.args.sample_every)
         client.join()
-        self.front_seconds = cpu_seconds(self.served)["API server"] - front
+        self.front_seconds = self.served.cpu_seconds()["API server"] - front
         if self.error is not None:
             raise self.error
 
@@ -150,12 +139,8 @@ def summarise(
     args = prompts[0].args
     return {
         "benchmark": "longprompt",
-        "model": Path(args.model).name,
-        "dtype": args.dtype,
+        **settings(args),
         "prompt_tokens": args.prompt_tokens,
-        "sink_tokens": args.sink_tokens,
-        "window_tokens": args.window_tokens,
-        "segment_tokens": args.segment_tokens,
         "rollovers": prompts[0].served.rollovers(),
         "json_megabytes": len(json.dumps(prompts[0].tokens)) / 1e6,
         "client_json_seconds": json_seconds,
@@ -210,17 +195,12 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     args = parse_args()
-    flags = (
-        f"--kv-policy sink --sink-tokens {args.sink_tokens} --window-tokens {args.window_tokens} "
-        f"--segment-tokens {args.segment_tokens} --served-model-name model --dtype {args.dtype} "
-        f"{args.serve_args}"
-    )
     draw_tokens = np.random.default_rng(0)
 
     def tokens(count: int) -> list[int]:
         return list(draw_tokens.integers(10, args.vocabulary, count).tolist())
 
-    with serve(args.model, args.json.with_suffix(".log"), flags.split()) as served:
+    with serve(args.model, args.json.with_suffix(".log"), flags(args)) as served:
         Prompt(served, tokens(args.warm_up), args)()
         memory, prompts = [served.memory()], []
         for _ in range(args.rounds):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -15,6 +16,44 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def add_arguments(
+    parser: argparse.ArgumentParser, segment_tokens: int, serve_args: str = "--enforce-eager"
+) -> None:
+    """What every driver of a server takes: the model, the policy, where the result goes."""
+    parser.add_argument("--model", required=True, help="a model folder or name")
+    parser.add_argument("--sink-tokens", type=int, default=4)
+    parser.add_argument("--window-tokens", type=int, default=509)
+    parser.add_argument("--segment-tokens", type=int, default=segment_tokens)
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument(
+        "--serve-args", default=serve_args, help="more flags of vllm serve: --serve-args='...'"
+    )
+    parser.add_argument("--json", required=True, type=Path, help="where the result goes")
+
+
+def settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The same, as a result tells them."""
+    return {
+        "model": Path(args.model).name,
+        "dtype": args.dtype,
+        "sink_tokens": args.sink_tokens,
+        "window_tokens": args.window_tokens,
+        "segment_tokens": args.segment_tokens,
+    }
+
+
+def flags(args: argparse.Namespace, *more: str, segment_tokens: int | None = None) -> list[str]:
+    """The same, as ``vllm serve`` takes them; ``more`` come before ``--serve-args``."""
+    segment = args.segment_tokens if segment_tokens is None else segment_tokens
+    policy = (
+        f"--kv-policy sink --sink-tokens {args.sink_tokens} --window-tokens {args.window_tokens} "
+        f"--segment-tokens {segment} --served-model-name model --dtype {args.dtype}"
+    )
+    return [*policy.split(), *more, *args.serve_args.split()]
 
 
 class Served:
@@ -58,6 +97,13 @@ class Served:
             text: str = answer.read().decode()
         return text
 
+    def metric(self, name: str) -> float:
+        """The sum of a metric's samples; zero if there is none yet."""
+        values = re.findall(
+            rf"^{re.escape(name)}(?:\{{.*\}})? (\S+)$", self._metrics(), re.MULTILINE
+        )
+        return sum(map(float, values))
+
     def kv_blocks(self) -> int:
         """Blocks of the KV pool that are in use."""
         text = self._metrics()
@@ -83,6 +129,15 @@ class Served:
                 resident = re.findall(r"^Rss(?:Anon|Shmem):\s+(\d+) kB$", status, re.MULTILINE)
                 if resident:
                     found[_name(pid, self.process.pid)] = 1024 * sum(map(int, resident))
+        return found
+
+    def cpu_seconds(self) -> dict[str, float]:
+        """CPU time of each process until now, by name: what a step costs on a shared machine."""
+        found: dict[str, float] = {}
+        for pid in _family(self.process.pid):
+            with suppress(OSError):  # it may just have ended
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                found[_name(pid, self.process.pid)] = (int(fields[11]) + int(fields[12])) / _TICKS
         return found
 
 
