@@ -7,9 +7,10 @@ import os
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,12 +69,25 @@ class Server:
                     yield json.loads(text.removeprefix("data: "))
 
 
+def free_port() -> int:
+    """One that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def until(true: Callable[[], object], seconds: float, every: float = 0.1) -> None:
+    """Wait for a condition; an AssertionError after so many seconds."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, f"not within {seconds} s"
+        time.sleep(every)
+
+
 @contextmanager
 def serve(model: Path, log: Path, *flags: str) -> Iterator[Server]:
     """``vllm serve MODEL FLAGS`` on a free port, from its first answer to its end."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [str(VLLM), "serve", str(model), "--host", "127.0.0.1", "--port", str(port), *flags]
     with log.open("w") as out:
         process = subprocess.Popen(command, env=environment(), stdout=out, stderr=out)

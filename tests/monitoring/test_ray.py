@@ -7,13 +7,13 @@ is not installed (the extra ``ray``).
 from __future__ import annotations
 
 import shutil
-import socket
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.engines import random_tokens, tiny
+from tests.e2e.servers import free_port
 from tests.monitoring.definitions import filled, rules, targets
 from tests.monitoring.prometheus import prometheus
 
@@ -64,15 +64,8 @@ class Replica:
         return said
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def test_every_panel_and_rule_has_data(tiny_folder: Path, tmp_path: Path) -> None:
-    port = _free_port()
+    port = free_port()
     ray.init(
         num_cpus=2,
         include_dashboard=False,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from typing import Any
 import psutil
 
 from tests.e2e.engines import tiny
+from tests.e2e.servers import free_port
 from vllm_sink.commands.server import Metrics
 
 SINKS, WINDOW = 4, 60
@@ -39,14 +39,6 @@ def write_flags(folder: Path, model: Path, **more: str) -> Path:
     file = folder / "vllm.yaml"
     file.write_text("".join(f"{name}: {value}\n" for name, value in flags.items()))
     return file
-
-
-def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Cluster:

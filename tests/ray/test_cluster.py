@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import itertools
 import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.engines import tiny
-from tests.e2e.servers import serve
+from tests.e2e.servers import serve, until
 from tests.ray.cluster import FLAGS, SINKS, WINDOW, Cluster, cluster
 from tests.ray.sessions import Session, hold
 from vllm_sink import policy
@@ -95,17 +94,11 @@ def test_sessions_survive_their_replica(
     assert not any("without a reason" in r for r in reasons), reasons
     two.wait_for_replicas(2)
     hold(two.url, [Session(i) for i in range(100, 116)], 1)
-    _until(lambda: set(two.by_replica(ADMISSIONS)) - before)  # metrics show the new replica
+    # The metrics show the new replica.
+    until(lambda: set(two.by_replica(ADMISSIONS)) - before, 60, every=0.5)
 
 
 def _settled(two: Cluster, name: str, total: float) -> dict[str, float]:
     """A metric by replica, once it adds up: Ray exports every second."""
-    _until(lambda: sum(two.by_replica(name).values()) >= total)
+    until(lambda: sum(two.by_replica(name).values()) >= total, 60, every=0.5)
     return two.by_replica(name)
-
-
-def _until(true: Callable[[], object], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.5)
