@@ -24,6 +24,14 @@ if shutil.which("nvidia-smi") is None:
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one file share its engines and servers: one worker runs them all."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where tiny models are made, once a session."""
