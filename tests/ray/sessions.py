@@ -33,6 +33,7 @@ class Session:
         keep: what is sent of a history after a loss; all of it by default.
         heard: called for each token, with the number of turns before its own.
         enough: whether the client hangs up.
+        lost: whether its replica was lost and no other has gone on yet.
     """
 
     number: int
@@ -43,6 +44,7 @@ class Session:
     keep: Callable[[list[int]], list[int]] = lambda tokens: tokens
     heard: Callable[[int], None] = lambda turn: None
     enough: Callable[[], bool] = lambda: False
+    lost: bool = False
 
     @property
     def name(self) -> str:
@@ -53,17 +55,17 @@ class Session:
         seed = 1000 * self.number + len(self.answers)
         self.history += random_tokens(SAID, seed=seed)
         answer: list[int] = []
-        lost, last = False, 0.0
+        last = 0.0
         until = time.monotonic() + 300
         while len(answer) < answered and not self.enough():
             assert time.monotonic() < until, f"{self.name}: no replica in five minutes"
             prompt = self.history + answer
-            body = _body(self.keep(prompt) if lost else prompt, answered - len(answer))
+            body = _body(self.keep(prompt) if self.lost else prompt, answered - len(answer))
             try:
                 for token in _tokens(url, body, self.name):
-                    if lost:
+                    if self.lost:
                         self.gaps.append(time.monotonic() - last)
-                        lost = False
+                        self.lost = False
                     answer.append(token)
                     self.heard(len(self.answers))
                     last = time.monotonic()
@@ -72,7 +74,7 @@ class Session:
             except Ended as ended:
                 self.reasons.append(str(ended))
                 last = last or time.monotonic()
-                lost = True
+                self.lost = True
                 time.sleep(0.2)
         self.history += answer
         self.answers.append(answer)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.engines import tiny
+from tests.e2e.servers import until
 from tests.ray.cluster import SINKS, WINDOW, Cluster, cluster
 from tests.ray.sessions import Session, hold
 
@@ -73,7 +73,7 @@ def test_replicas_follow_live_streams(
         assert not any(s.reasons for s in many)
         with streams(it, range(100, 100 + FEW)) as few:
             it.wait_for_replicas(1)
-            time.sleep(3)
+            until(lambda: not any(s.lost for s in few), 60)
     gaps = sorted(gap for s in few for gap in s.gaps)
     reasons = sorted({r for s in few for r in s.reasons})
     with capsys.disabled():
