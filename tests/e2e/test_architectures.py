@@ -26,6 +26,17 @@ CLAIMED = [name for name, recipe in ARCHITECTURES.items() if recipe.vllm != "rem
 WINDOWS = {30: (0, 5, 20), 7: (0, 1, 17), 1: (0, 1, 4)}
 
 
+#: One of each kind of position and of layers: these do with every window, the others with the first
+#: unless slow tests run too.
+KINDS = {"llama-gqa", "gptj", "gpt-neox", "gemma3", "falcon-alibi"}
+
+CASES = [
+    pytest.param(a, w, marks=[] if w == 30 or a in KINDS else pytest.mark.slow)
+    for w in WINDOWS
+    for a in CLAIMED
+]
+
+
 def test_every_supported_architecture_is_held_here() -> None:
     told = {ARCHITECTURES[a].config_class.model_type for a in CLAIMED}
     for architecture in MODELS:
@@ -37,8 +48,7 @@ def test_every_supported_architecture_is_held_here() -> None:
         ), architecture
 
 
-@pytest.mark.parametrize("arch", CLAIMED)
-@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize(("arch", "window"), CASES)
 def test_logprobs_equal_the_reference(arch: str, window: int, tiny_folder: Path) -> None:
     folder = tiny(arch, tiny_folder)
     sinks = WINDOWS[window]

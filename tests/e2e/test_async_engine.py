@@ -22,8 +22,6 @@ from tests.e2e.engines import greedy, prompt, random_tokens, tiny
 from tests.e2e.streams import BLOCK, SEGMENT, SINKS, WINDOW
 from vllm_sink.plugin import register
 
-pytestmark = pytest.mark.xdist_group("rollover")
-
 
 class LastStats(StatLoggerBase):
     """What the scheduler said last."""

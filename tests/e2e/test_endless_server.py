@@ -16,7 +16,6 @@ from tests.e2e.servers import Server, run_vllm, serve
 from tests.reference import SinkReference
 
 # One worker: the tests share what the module sets up.
-pytestmark = pytest.mark.xdist_group("endless server")
 
 SINKS, WINDOW, SEGMENT = 4, 60, 256
 MODEL = "tiny"

@@ -19,7 +19,6 @@ from tests.e2e.engines import (
 )
 
 # One worker: the tests share what the module sets up.
-pytestmark = pytest.mark.xdist_group("paths")
 
 WINDOW, SINKS = 40, 5
 LENGTHS = (3, 17, 44, 45, 46, 90, 200, 333)

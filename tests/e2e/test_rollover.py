@@ -29,7 +29,6 @@ from vllm_sink.serving import tail
 from vllm_sink.worker.rollover import V1Rollovers
 
 # One worker: the tests share what the module sets up.
-pytestmark = pytest.mark.xdist_group("rollover")
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +36,10 @@ def folder(tiny_folder: Path) -> Path:
     return tiny("llama-gqa", tiny_folder)
 
 
-@pytest.mark.parametrize("arch", ["llama-gqa", "falcon-alibi", "gpt-neox", "gemma3"])
+@pytest.mark.parametrize(
+    "arch",
+    ["llama-gqa", "falcon-alibi", "gemma3", pytest.param("gpt-neox", marks=pytest.mark.slow)],
+)
 def test_every_token_equals_the_reference(arch: str, tiny_folder: Path) -> None:
     """Streams with different S roll side by side, short requests come and go."""
     folder = tiny(arch, tiny_folder)
