@@ -134,6 +134,9 @@ def test_key(container: Container) -> None:
 
 
 def test_metrics_of_the_rules_are_there(container: Container) -> None:
+    """Once a stream has been there: what an engine holds is told from its first step on."""
+    with container.ask() as answer:
+        assert b"data: [DONE]" in answer.read()
     with urllib.request.urlopen(container.url + "/metrics", timeout=30) as answer:
         text = answer.read().decode()
     wanted = {n for rule in rules() for n in re.findall(r"\(ray_\)\?(vllm_sink_\w+)", rule["expr"])}
