@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.compat.trees import installed, linked, rename
+from tests.compat.trees import installed, linked, own_copy, rename
 from vllm_sink.compat import hooks, probes
 from vllm_sink.compat.hooks import Hook
 from vllm_sink.compat.source import Source
@@ -50,6 +50,23 @@ def test_a_method_that_is_given_more_is_named(tmp_path: Path) -> None:
     assert "num_tokens_main_model_renamed" in problem
 
 
+def test_a_method_that_takes_less_is_named(tmp_path: Path) -> None:
+    """So would be an argument that an override passes on to a method that does not know it."""
+    root = linked(tmp_path)
+    file = Path("v1/core/single_type_kv_cache_manager.py")
+    gone = "        apply_admission_cap: bool = False,\n        prefill_end: int = 0,\n"
+    text = (root / file).read_text()
+    if gone not in text:
+        pytest.skip("this vLLM's method has other arguments")
+    own_copy(root, file).write_text(text.replace(gone, "", 1))
+    target = (
+        "vllm.v1.core.single_type_kv_cache_manager:"
+        "SingleTypeKVCacheManager.get_num_blocks_to_allocate"
+    )
+    (problem,) = (f.problem for f in probes.check(Source(root)) if f.hook.target == target)
+    assert problem
+
+
 def test_whatever_is_wrapped_is_listed() -> None:
     """Each ``compat.wrap(Owner, "name", ...)`` of the package, by its source."""
     package = Path(probes.__file__).parents[1]
@@ -68,8 +85,6 @@ NOT_VLLM = ("Replica",)
 
 
 def rename_parameter(root: Path, file: str, name: str) -> None:
-    from tests.compat.trees import own_copy
-
     copy = own_copy(root, Path(file))
     copy.write_text(copy.read_text().replace(name, f"{name}_renamed"))
 

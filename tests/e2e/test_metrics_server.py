@@ -71,14 +71,18 @@ def _lint(text: str) -> list[str]:
 
 
 def test_one_server(tiny_folder: Path, tmp_path: Path) -> None:
-    """Counters, the label from a header, the linter, and both log lines."""
+    """Before the first request; counters, the label from a header, the linter, both log lines."""
     flags = [*FLAGS.split(), "--sink-tenant-label", "header:X-Tenant", "--sink-max-tenants", "2"]
     with serve(tiny("llama-gqa", tiny_folder), tmp_path / "log", *flags) as server:
+        idle = _text(server)
+        assert _value(idle, "vllm_sink_streams") == 0
         for i in range(6):
             _ask(server, 100, 51, tenant=f"customer-{i % 3}")
         _ask(server, 100, 51)
         text = _text(server)
         assert _lint(text) == []
+        free = {kind: _value(idle, "vllm_sink_blocks", kind=kind) for kind in ("free", "window")}
+        assert free == {"free": _value(text, "vllm_sink_blocks", kind="free"), "window": 0}
         assert _value(text, "vllm_sink_tokens_evicted_total") == 7 * (150 - 64)
         info = {"policy": "sink", "sink_tokens": "4", "window_tokens": "60"}
         info |= {"native_context": "128", "attention_provider": "torch"}

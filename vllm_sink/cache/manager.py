@@ -150,9 +150,14 @@ class SinkWindowManager(SingleTypeKVCacheManager):
         num_local_computed_tokens: int,
         num_tokens_main_model: int,
         apply_admission_cap: bool = False,
-        prefill_end: int = 0,
+        *later: Any,
+        **named: Any,
     ) -> int:
-        """Blocks to take from the pool now, or (admission) what must be free to let a stream in."""
+        """Blocks to take from the pool now, or (admission) what must be free to let a stream in.
+
+        ``later`` and ``named`` are what releases of vLLM add: 0.32 has ``prefill_end``, 0.29 has
+        not.
+        """
         if not apply_admission_cap:
             return super().get_num_blocks_to_allocate(
                 request_id,
@@ -161,7 +166,9 @@ class SinkWindowManager(SingleTypeKVCacheManager):
                 total_computed_tokens,
                 num_local_computed_tokens,
                 num_tokens_main_model,
-                prefill_end=prefill_end,
+                apply_admission_cap,
+                *later,
+                **named,
             )
         stream = self.stream(request_id)
         stream.prefill_tokens = num_tokens

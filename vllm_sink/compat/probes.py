@@ -75,13 +75,13 @@ def _overridden(own: Source, vllm: Source, mine: str, base: str, setting: str) -
     base_module, _, base_name = base.partition(":")
     found = own.find_class(module, name)
     assert found is not None, mine
-    methods = [
-        node.name
+    methods = {
+        node.name: node
         for node in found[1].body
         if isinstance(node, ast.FunctionDef) and _is_override(node)
-    ]
+    }
     why = f"{name}, by {setting}"
-    for method in methods:
+    for method, node in methods.items():
         hook = Hook("overrides", f"{base}.{method}", why)
         theirs = vllm.function(base_module, f"{base_name}.{method}")
         if theirs is None:
@@ -89,7 +89,7 @@ def _overridden(own: Source, vllm: Source, mine: str, base: str, setting: str) -
             continue
         ours = own.function(module, f"{name}.{method}")
         assert ours is not None
-        yield Finding(hook, _at(theirs), _mismatch(ours, theirs))
+        yield Finding(hook, _at(theirs), _mismatch(ours, theirs) or _unheard(node, theirs))
     for method in sorted(vllm.abstract(base_module, base_name)):
         if own.function(module, f"{name}.{method}") is None:
             hook = Hook("overrides", f"{base}.{method}", why)
@@ -102,9 +102,7 @@ def _is_override(node: ast.FunctionDef) -> bool:
 
 def _mismatch(ours: Function, theirs: Function) -> str:
     """Why vLLM's calls would not fit our method; empty if they do."""
-    if ours.open:
-        return ""
-    unknown = [p for p in theirs.parameters if p not in ours.parameters]
+    unknown = [p for p in theirs.parameters if p not in ours.parameters and not ours.open]
     wanted = [p for p in ours.parameters if p in ours.required and p not in theirs.parameters]
     told = []
     if unknown:
@@ -112,6 +110,22 @@ def _mismatch(ours: Function, theirs: Function) -> str:
     if wanted:
         told.append(f"it no longer takes {', '.join(wanted)}")
     return "; ".join(told)
+
+
+def _unheard(ours: ast.FunctionDef, theirs: Function) -> str:
+    """Why our method's call of the one it overrides would not fit that; empty if it does."""
+    for node in ast.walk(ours):
+        match node:
+            case ast.Call(
+                func=ast.Attribute(value=ast.Call(func=ast.Name(id="super")), attr=ours.name)
+            ) if not theirs.open:
+                named = [k.arg for k in node.keywords if k.arg not in (None, *theirs.parameters)]
+                if named:
+                    return f"it does not take {', '.join(map(str, named))}, which is passed on"
+                given = sum(not isinstance(a, ast.Starred) for a in node.args)
+                if given > len(theirs.parameters):
+                    return f"it takes {len(theirs.parameters)} arguments, and {given} are passed on"
+    return ""
 
 
 def _read(vllm: Source, hook: Hook) -> Finding:

@@ -60,6 +60,7 @@ class SinkStatLogger(AggregateStatLoggerBase):
             self._metrics["info"].labels(*labels, *map(str, info)).set(1)
             self._metrics["native_context_tokens"].labels(*labels).set(kv_policy.native)
             self._start_at_zero(labels)
+        self._cache = vllm_config.cache_config
 
     @staticmethod
     def _forget_earlier() -> None:
@@ -161,7 +162,16 @@ class SinkStatLogger(AggregateStatLoggerBase):
         self._line.new_interval()
 
     def log_engine_initialized(self) -> None:
-        """Nothing: the scheduler's own line says it all."""
+        """Show that the engines are idle, and their pools whole: the first step may be hours away.
+
+        vLLM has added their pools up by now (``MPClient``), null blocks included.
+        """
+        pool = (self._cache.num_gpu_blocks or 0) // len(self._labels) - 1
+        for labels in self._labels.values():
+            for name in ("streams", "streams_past_context", "reserved_blocks"):
+                self._metrics[name].labels(*labels).set(0)
+            for kind, value in (("sink", 0), ("window", 0), ("free", pool)):
+                self._metrics["blocks"].labels(*labels, kind).set(value)
 
 
 def ray_logger() -> type[SinkStatLogger]:
