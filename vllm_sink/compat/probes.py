@@ -19,7 +19,7 @@ from vllm_sink.compat.source import Function, Source
 from vllm_sink.errors import UnsupportedError
 
 #: Versions that the tests have run with.
-KNOWN_VERSIONS = ("0.32.0",)
+KNOWN_VERSIONS = ("0.29.0", "0.32.0")
 
 
 @dataclass(frozen=True)
