@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,36 @@ def test_so_many_replicas_that_each_is_filled_to_the_target(
         config=None,
     )
     assert StreamLoad(0.8)(context)[0] == wanted
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_an_answer_ends_with_its_client(begun: bool) -> None:
+    """Ray cancels the replica's task when a client leaves: then the engine's stream ends too."""
+    from vllm_sink.serving.ray.replica import with_reasons
+
+    ends: list[str] = []
+
+    async def stream() -> AsyncGenerator[str, None]:
+        try:
+            yield "a token"
+            await asyncio.Event().wait()
+        finally:
+            ends.append("closed")
+
+    async def leave() -> None:
+        answer = with_reasons(stream(), streamed=True)
+        assert await anext(answer) == "a token"
+        if begun:  # to wait for the next
+            waiting = asyncio.ensure_future(anext(answer))
+            await asyncio.sleep(0.01)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+        else:
+            await answer.aclose()
+        assert ends == ["closed"]
+
+    asyncio.run(leave())
 
 
 def test_importing_it_imports_no_engine() -> None:

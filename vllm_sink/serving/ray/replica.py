@@ -83,13 +83,12 @@ async def with_reasons(
     began = False
     with DRAIN.live() as live:
         expiry = asyncio.ensure_future(live.expired.wait())
+        part: asyncio.Future[Any] | None = None
         try:
             while True:
                 part = asyncio.ensure_future(anext(answer))
                 await asyncio.wait({part, expiry}, return_when=asyncio.FIRST_COMPLETED)
                 if not part.done():
-                    part.cancel()
-                    await asyncio.gather(part, return_exceptions=True)
                     yield [last_event()] if streamed and began else _error(ENDED)
                     return
                 yield part.result()
@@ -100,6 +99,11 @@ async def with_reasons(
             yield _error(error.message, HTTPStatus(error.http_status))
         finally:
             expiry.cancel()
+            # Waiting for a part does not end with us, where the client has left; nor can a
+            # generator be closed under it.
+            if part is not None and not part.done():
+                part.cancel()
+                await asyncio.gather(part, return_exceptions=True)
             await answer.aclose()
 
 
