@@ -8,8 +8,9 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,8 @@ from tests.ray.cluster import KEY
 
 #: Tokens that a user adds in a turn, and that the model says.
 SAID, ANSWERED = 70, 40
+
+ENDLESS = 10**6
 
 
 @dataclass
@@ -140,3 +143,17 @@ def hold(url: str, sessions: list[Session], turns: int, answered: int = ANSWERED
     with ThreadPoolExecutor(len(sessions)) as pool:
         for done in [pool.submit(one, s) for s in sessions]:
             done.result()
+
+
+@contextmanager
+def endless(url: str, numbers: range) -> Iterator[list[Session]]:
+    """Sessions that listen to one endless answer each; their clients leave when the block ends."""
+    enough = threading.Event()
+    sessions = [Session(i, enough=enough.is_set) for i in numbers]
+    with ThreadPoolExecutor(1) as pool:
+        held = pool.submit(hold, url, sessions, 1, ENDLESS)
+        try:
+            yield sessions
+        finally:
+            enough.set()
+            held.result()

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.engines import tiny
 from tests.e2e.servers import until
-from tests.ray.cluster import SINKS, WINDOW, Cluster, cluster
-from tests.ray.sessions import Session, hold
+from tests.ray.cluster import SINKS, WINDOW, cluster
+from tests.ray.sessions import endless
 
 pytest.importorskip("ray", reason="ray is not installed (the extra 'ray')")
 
@@ -24,8 +20,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 #: A pool of a dozen streams of four blocks each; so many that one replica is too full for its
 #: target, and so few that one would do.
 BLOCKS, MANY, FEW = 49, 11, 8
-
-ENDLESS = 10**6
 
 
 def test_replicas_follow_live_streams(
@@ -68,10 +62,10 @@ def test_replicas_follow_live_streams(
         it.wait_for_replicas(1)
         with pytest.raises(urllib.error.HTTPError, match="401"):
             urllib.request.urlopen(it.url + "/v1/models")
-        with streams(it, range(MANY)) as many:
+        with endless(it.url, range(MANY)) as many:
             it.wait_for_replicas(2)
         assert not any(s.reasons for s in many)
-        with streams(it, range(100, 100 + FEW)) as few:
+        with endless(it.url, range(100, 100 + FEW)) as few:
             it.wait_for_replicas(1)
             until(lambda: not any(s.lost for s in few), 60)
     gaps = sorted(gap for s in few for gap in s.gaps)
@@ -80,17 +74,3 @@ def test_replicas_follow_live_streams(
         print(f"\n{len(gaps)} streams moved; gaps {[round(g, 2) for g in gaps]} s; told {reasons}")
     assert gaps, "no stream was on the replica that went"
     assert all("shutting down" in r for r in reasons), reasons
-
-
-@contextmanager
-def streams(it: Cluster, numbers: range) -> Iterator[list[Session]]:
-    """Sessions that listen to one endless answer each, until the block ends."""
-    enough = threading.Event()
-    sessions = [Session(i, enough=enough.is_set) for i in numbers]
-    with ThreadPoolExecutor(1) as pool:
-        held = pool.submit(hold, it.url, sessions, 1, ENDLESS)
-        try:
-            yield sessions
-        finally:
-            enough.set()
-            held.result()

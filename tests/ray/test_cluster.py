@@ -12,7 +12,7 @@ import pytest
 from tests.e2e.engines import tiny
 from tests.e2e.servers import serve, until
 from tests.ray.cluster import FLAGS, SINKS, WINDOW, Cluster, cluster
-from tests.ray.sessions import Session, hold
+from tests.ray.sessions import Session, endless, hold
 from vllm_sink import policy
 
 pytest.importorskip("ray", reason="ray is not installed (the extra 'ray')")
@@ -65,6 +65,17 @@ def test_sessions_stay_where_their_cache_is(
     assert len(admitted) == 2
     assert all(count and count % TURNS == 0 for count in admitted.values())
     assert hits == {r: n * (TURNS - 1) / TURNS for r, n in admitted.items()}
+
+
+def test_streams_end_with_their_clients(two: Cluster) -> None:
+    """Nobody hangs up in words: a connection is closed, and the stream's blocks are free."""
+
+    def live() -> float:
+        return sum(two.by_replica("vllm_sink_streams").values())
+
+    with endless(two.url, range(200, 206)):
+        until(lambda: live() == 6, 120, every=0.5)
+    until(lambda: live() == 0, 60, every=0.5)
 
 
 def test_sessions_survive_their_replica(
