@@ -24,6 +24,7 @@ def start(
     chunk: int = 1024,
     streams: int = 1,
     kv_gib: float | None = None,
+    prefix_caching: bool = False,
     **settings: Any,
 ) -> Any:
     """An engine with room for streams of ``length`` tokens.
@@ -37,6 +38,7 @@ def start(
         chunk: most tokens of a step (``max_num_batched_tokens``).
         streams: most at once.
         kv_gib: size of the KV pool; None for vLLM's own choice.
+        prefix_caching: whether a prompt finds what an earlier one left.
         settings: more of ``LLM``'s.
     """
     from vllm import LLM
@@ -62,7 +64,7 @@ def start(
         max_model_len=length,
         max_num_batched_tokens=chunk,
         max_num_seqs=streams,
-        enable_prefix_caching=False,
+        enable_prefix_caching=prefix_caching,
         disable_log_stats=True,
         **settings,
     )

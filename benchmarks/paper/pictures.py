@@ -1,0 +1,203 @@
+"""The pictures of the evidence, from result files; each reads without a text beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+
+from benchmarks.paper import figure10
+from benchmarks.paper.results import Result, load
+
+GREEN, BLUE, RED, GREY = "#2f6f4f", "#3b6ea8", "#b5483a", "#777777"
+COLORS = {"sink": GREEN, "window": BLUE, "full": RED, "recompute": "#c9962b"}
+
+#: Windows that hold no sink lose what carries attention; above this a line leaves the picture.
+TOP = 20_000.0
+
+
+def label(result: Result) -> str:
+    """What a curve is, in a reader's words."""
+    if result["policy"] == "full":
+        return "full attention (vLLM unchanged)"
+    if result["policy"] == "recompute":
+        return f"sliding window with recomputation, {result['cache_tokens']}"
+    sinks, window = result["sink_tokens"], result["window_tokens"]
+    if not sinks:
+        return f"window of {window}, no sinks"
+    where = ", at their true positions" if result.get("true_positions") else ""
+    return f"{sinks} sinks{where} + window of {window}"
+
+
+def curves(axes: Axes, results: list[Result], colors: list[str]) -> None:
+    """Perplexity by position, with the model's context."""
+    for result, color in zip(results, colors, strict=True):
+        points = result["curve"]
+        at = [(p["from"] + p["to"]) / 2 for p in points]
+        values = [min(p["perplexity"], TOP) for p in points]
+        if result["policy"] == "recompute":
+            low = [v * (1 - 2.718 ** -p["nll_error"]) for v, p in zip(values, points, strict=True)]
+            high = [v * (2.718 ** p["nll_error"] - 1) for v, p in zip(values, points, strict=True)]
+            style = {"fmt": "o", "markersize": 3, "elinewidth": 0.8, "zorder": 3}
+            axes.errorbar(at, values, yerr=[low, high], color=color, label=label(result), **style)
+        else:
+            axes.plot(at, values, color=color, linewidth=1.3, label=label(result))
+    context = results[0]["native_context"]
+    axes.axvline(context, color=GREY, linestyle="--", linewidth=1)
+    axes.annotate(
+        f"the model's context, {context:,}",
+        (context, 0.98),
+        xycoords=("data", "axes fraction"),
+        rotation=90,
+        ha="right",
+        va="top",
+        color=GREY,
+        fontsize=8,
+    )
+    axes.set_yscale("log")
+    axes.set_xlabel("position in the text (tokens)")
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+
+
+def figure3(results: dict[str, Result], path: Path) -> bool:
+    names = ("figure3-window", "figure3-sink", "figure3-recompute", "full")
+    chosen = [results[name] for name in names if name in results]
+    if "figure3-sink" not in results:
+        return False
+    figure, axes = pyplot.subplots(figsize=(9, 4.4))
+    curves(axes, chosen, [COLORS[r["policy"]] for r in chosen])
+    sink = results["figure3-sink"]
+    axes.set_ylabel("perplexity (lower is better)")
+    axes.set_title(f"{sink['model']} reads {sink['tokens']:,} tokens of a novel, {sink['dtype']}")
+    axes.legend(frameon=False, loc="upper right", fontsize=9)
+    return _save(figure, path)
+
+
+def square(results: dict[str, Result], path: Path, prefix: str = "square") -> bool:
+    """A panel for each window and dtype that was run with true positions."""
+    truths = [r for n, r in results.items() if n.startswith(f"{prefix}-sinks-true")]
+    if not truths:
+        return False
+    figure, panels = pyplot.subplots(
+        1, len(truths), figsize=(1 + 5.5 * len(truths), 4.4), squeeze=False, sharey=True
+    )
+    for axes, truth in zip(panels[0], truths, strict=True):
+        others = [partner(results, truth, s) for s in (truth["sink_tokens"], 0)]
+        shown = [truth, *(r for r in others if r is not None)]
+        colors = [RED, GREEN, BLUE][: len(shown)]
+        if others[0] is None:
+            colors = [RED, BLUE][: len(shown)]
+        curves(axes, shown, colors)
+        axes.set_title(f"{truth['model']}, {truth['dtype']}, W {truth['window_tokens']:,}")
+        axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0.0, 0.9))
+    panels[0][0].set_ylabel("perplexity (lower is better)")
+    return _save(figure, path)
+
+
+def partner(results: dict[str, Result], truth: Result, sinks: int) -> Result | None:
+    """The same text, dtype and cache at cache positions, with so many sinks."""
+    size = truth["sink_tokens"] + truth["window_tokens"]
+    for result in results.values():
+        if result["benchmark"] != "quality" or result["policy"] == "full":
+            continue
+        if result.get("true_positions") or result.get("newlines"):
+            continue
+        same = all(result[key] == truth[key] for key in ("text", "dtype", "tokens", "model"))
+        if same and result["sink_tokens"] == sinks and sinks + result["window_tokens"] == size:
+            return result
+    return None
+
+
+def streameval(results: dict[str, Result], path: Path) -> bool:
+    chosen = {
+        p: results[f"streameval-{p}"]
+        for p in ("full", "window", "sink")
+        if f"streameval-{p}" in results
+    }
+    if not chosen:
+        return False
+    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.4), sharey=True)
+    titles = ("within the model's context", "past the model's context")
+    for axes, key, title in zip(
+        panels, ("by_distance", "by_distance_past_context"), titles, strict=True
+    ):
+        for policy, result in chosen.items():
+            rows = result[key]
+            if not rows:
+                continue
+            bars = [
+                [max(0.0, r["choice"] - r["choice_interval"][0]) for r in rows],
+                [max(0.0, r["choice_interval"][1] - r["choice"]) for r in rows],
+            ]
+            axes.errorbar(
+                [r["mean_distance"] for r in rows],
+                [r["choice"] for r in rows],
+                yerr=bars,
+                color=COLORS[policy],
+                marker="o",
+                markersize=4,
+                capsize=2,
+                linewidth=1.3,
+                label=label(result),
+            )
+        window = next((r["window_tokens"] for r in chosen.values() if r["window_tokens"]), None)
+        if window:
+            axes.axvline(window, color=GREY, linestyle="--", linewidth=1)
+            axes.annotate(
+                "the window ends",
+                (window, 0.98),
+                xycoords=("data", "axes fraction"),
+                rotation=90,
+                ha="right",
+                va="top",
+                color=GREY,
+                fontsize=8,
+            )
+        words = next(iter(chosen.values()))["words"]
+        axes.axhline(1 / words, color=GREY, linewidth=0.8, linestyle=":")
+        axes.set_xscale("log")
+        axes.set_ylim(0, 1.02)
+        axes.set_title(title)
+        axes.set_xlabel("how far back the answer lies (tokens)")
+    panels[0].set_ylabel(f"right word chosen (of {words}; dotted: chance)")
+    panels[0].legend(frameon=False, fontsize=8, loc="center right")
+    return _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> bool:
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+    return True
+
+
+def _figure10(name: str) -> Callable[[dict[str, Result], Path], bool]:
+    def draw(results: dict[str, Result], path: Path) -> bool:
+        if name not in results:
+            return False
+        figure10.draw(results[name], path)
+        return True
+
+    return draw
+
+
+def draw_all(folders: Iterable[Path], out: Path) -> list[Path]:
+    """Every picture whose results are there; their paths."""
+    results = load(folders)
+    pictures: dict[str, Callable[[dict[str, Result], Path], bool]] = {
+        "figure3": figure3,
+        "square": square,
+        "square-million": lambda r, p: square(r, p, "square-million"),
+        "streameval": streameval,
+        "figure10-cpu": _figure10("figure10-cpu"),
+        "figure10-gpu-sizes": _figure10("figure10-gpu-sizes"),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    paths = {out / f"evidence-{name}.png": draw for name, draw in pictures.items()}
+    return [path for path, draw in paths.items() if draw(results, path)]
