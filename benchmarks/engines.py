@@ -89,15 +89,15 @@ def native_context(model: str) -> int:
     return int(AutoConfig.from_pretrained(model).get_text_config().max_position_embeddings)
 
 
-def read_tokens(tokenizer: Any, text: Path, count: int) -> list[int]:
-    """The first ``count`` tokens of a UTF-8 text.
+def tokens_up_to(tokenizer: Any, text: Path, most: int) -> list[int]:
+    """The first tokens of a UTF-8 text, at most ``most``.
 
     Raises:
-        SystemExit: it is no such text, or shorter.
+        SystemExit: there is no such text.
     """
     try:
         # They need only the first characters; a long book is cut before it is tokenized.
-        characters = text.read_text(encoding="utf-8")[: 16 * count]
+        characters = text.read_text(encoding="utf-8")[: 16 * most]
     except OSError as error:
         raise SystemExit(
             f"--text: {text} is not allowed; allowed: a file that can be read ({error.strerror})"
@@ -106,7 +106,17 @@ def read_tokens(tokenizer: Any, text: Path, count: int) -> list[int]:
         raise SystemExit(
             f"--text: {text} is not allowed; allowed: UTF-8 text; byte {error.start:,} is not"
         ) from None
-    tokens: list[int] = tokenizer.encode(characters)[:count]
+    tokens: list[int] = tokenizer.encode(characters)[:most]
+    return tokens
+
+
+def read_tokens(tokenizer: Any, text: Path, count: int) -> list[int]:
+    """The first ``count`` tokens of a UTF-8 text.
+
+    Raises:
+        SystemExit: there is no such text, or it is shorter.
+    """
+    tokens = tokens_up_to(tokenizer, text, count)
     if len(tokens) < count:
         raise SystemExit(
             f"--tokens: {count} is not allowed; allowed: at most {len(tokens)}, the length of "

@@ -83,8 +83,8 @@ def engine(args: argparse.Namespace, length: int) -> Any:
     )
 
 
-def score(llm: Any, tokens: list[int]) -> list[float]:
-    """Log-probability of each token but the first."""
+def score(llm: Any, tokens: list[int], name: str = "scoring") -> list[float]:
+    """Log-probability of each token but the first; ``name`` is the progress bar's."""
     from tqdm import tqdm
     from vllm import SamplingParams
 
@@ -94,7 +94,7 @@ def score(llm: Any, tokens: list[int]) -> list[float]:
     )
     core.add_request("text", {"prompt_token_ids": tokens}, params)
     outputs: list[Any] = []
-    with tqdm(total=len(tokens), unit="tok", desc="scoring") as bar:
+    with tqdm(total=len(tokens), unit="tok", desc=name) as bar:
         while core.has_unfinished_requests():
             outputs += core.step()
             running = core.engine_core.engine_core.scheduler.running

@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks import engines, record
 
 #: Sampled positions of a point of the curve.
-PER_POINT = 20
+PER_POINT = 16
 
 
 def parse_args() -> argparse.Namespace:
@@ -34,11 +34,18 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=24_576, help="of the first N tokens")
     parser.add_argument("--cache-tokens", type=int, default=513, help="S + W of the policy")
     parser.add_argument("--samples", type=int, default=320, help="positions")
+    parser.add_argument("--every", type=int, default=1, help="only each N-th of the positions")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--chunk", type=int, default=2048, help="tokens of a step")
     parser.add_argument("--json", required=True, type=Path, help="where the result goes")
     args = parser.parse_args()
-    for flag, least in (("tokens", 2), ("cache_tokens", 1), ("samples", 1), ("chunk", 1)):
+    for flag, least in (
+        ("tokens", 2),
+        ("cache_tokens", 1),
+        ("samples", 1),
+        ("every", 1),
+        ("chunk", 1),
+    ):
         if getattr(args, flag) < least:
             name = flag.replace("_", "-")
             parser.error(f"--{name}: {getattr(args, flag)} is not allowed; allowed: from {least}")
@@ -94,7 +101,7 @@ def main() -> None:
         streams=max(1, args.chunk // args.cache_tokens + 1),
     )
     tokens = engines.read_tokens(llm.get_tokenizer(), args.text, args.tokens)
-    positions = engines.spread(args.tokens, args.samples, 1)
+    positions = engines.spread(args.tokens, args.samples, 1)[:: args.every]
     begin = time.perf_counter()
     told = score(llm, tokens, positions, args.cache_tokens)
     seconds = time.perf_counter() - begin

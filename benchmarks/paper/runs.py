@@ -114,7 +114,7 @@ def cpu_runs() -> list[Run]:
             "figure3-recompute",
             "figure3",
             "benchmarks.paper.recompute",
-            f"--model {MODEL} --text {NOVEL} --tokens {LONG} --cache-tokens {CACHE} --samples 160",
+            f"--model {MODEL} --text {NOVEL} --tokens {LONG} --cache-tokens {CACHE} --every 2",
         ),
         *(quality(f"table2-{s}-sinks", "table2", s, CACHE - s) for s in (1, 2, 8)),
         quality("table1-newlines", "table1", SINKS, window, more="--newlines 4"),
