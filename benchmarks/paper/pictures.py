@@ -101,7 +101,7 @@ def square(results: dict[str, Result], path: Path, prefix: str = "square") -> bo
 
 
 def partner(results: dict[str, Result], truth: Result, sinks: int) -> Result | None:
-    """The same text, dtype and cache at cache positions, with so many sinks."""
+    """The same text, dtype, cache and machine at cache positions, with so many sinks."""
     size = truth["sink_tokens"] + truth["window_tokens"]
     for result in results.values():
         if result["benchmark"] != "quality" or result["policy"] == "full":
@@ -109,6 +109,7 @@ def partner(results: dict[str, Result], truth: Result, sinks: int) -> Result | N
         if result.get("true_positions") or result.get("newlines"):
             continue
         same = all(result[key] == truth[key] for key in ("text", "dtype", "tokens", "model"))
+        same = same and result["run"]["hardware"] == truth["run"]["hardware"]
         if same and result["sink_tokens"] == sinks and sinks + result["window_tokens"] == size:
             return result
     return None
