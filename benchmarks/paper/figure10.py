@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import record, serving
+from benchmarks.paper import pictures
 from benchmarks.serving_shapes import LEAD, SHAPES, Shape
 
 SINK, RECOMPUTE = "sink", "recomputation"
@@ -124,52 +125,6 @@ def _forget(bench: serving.Bench) -> None:
     cleanup_dist_env_and_memory()
 
 
-def draw(result: dict[str, Any], path: Path) -> None:
-    """Time and KV memory by cache size, both sides."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    sizes = result["sizes"]
-    at = [size["cache_tokens"] for size in sizes]
-    figure, (time, memory) = pyplot.subplots(1, 2, figsize=(10, 4.2))
-    colors = {SINK: "#2f6f4f", RECOMPUTE: "#b5483a"}
-    for name, color in colors.items():
-        sides = [size["sides"][name] for size in sizes]
-        median = [s["median_ms"] for s in sides]
-        spread = [
-            [m - s["quartile1_ms"] for m, s in zip(median, sides, strict=True)],
-            [s["quartile3_ms"] - m for m, s in zip(median, sides, strict=True)],
-        ]
-        style = {"color": color, "marker": "o", "capsize": 3}
-        time.errorbar(at, median, yerr=spread, label=name, **style)
-        kv = [s["kv_bytes"] / 2**20 for s in sides]
-        memory.plot(at, kv, color=color, marker="o", linestyle="-" if name == SINK else "--")
-    for size in sizes:
-        time.annotate(
-            f"{size['ratio']:.0f}x" if size["ratio"] >= 10 else f"{size['ratio']:.1f}x",
-            (size["cache_tokens"], size["sides"][RECOMPUTE]["median_ms"]),
-            textcoords="offset points",
-            xytext=(0, 6),
-            ha="center",
-        )
-    for axes, label in ((time, "time per output token (ms)"), (memory, "KV memory held (MiB)")):
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
-        axes.set_xticks(at, [f"{n:,}" for n in at])
-        axes.set_xlabel("tokens in the cache")
-        axes.set_ylabel(label)
-    time.legend(frameon=False)
-    figure.suptitle(
-        f"{result['shape']}, {result['layers']} layers, {result['dtype']}, batch "
-        f"{result['batch']}, {result['hardware']}",
-        fontsize=10,
-    )
-    figure.tight_layout()
-    figure.savefig(path, dpi=130)
-
-
 def main() -> None:
     args = parse_args()
     sizes = []
@@ -191,7 +146,7 @@ def main() -> None:
         "sizes": sizes,
     }
     record.write(args.json, result)
-    draw(result, args.json.with_suffix(".png"))
+    pictures.time_and_memory(result, args.json.with_suffix(".png"))
     for size in sizes:
         sink, other = size["sides"][SINK], size["sides"][RECOMPUTE]
         print(

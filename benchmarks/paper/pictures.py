@@ -12,7 +12,6 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
-from benchmarks.paper import figure10
 from benchmarks.paper.results import Result, load
 
 GREEN, BLUE, RED, GREY = "#2f6f4f", "#3b6ea8", "#b5483a", "#777777"
@@ -171,6 +170,50 @@ def streameval(results: dict[str, Result], path: Path) -> bool:
     return _save(figure, path)
 
 
+def time_and_memory(result: Result, path: Path) -> bool:
+    """Time and KV memory by cache size, both sides."""
+    sizes = result["sizes"]
+    at = [size["cache_tokens"] for size in sizes]
+    figure, (time, memory) = pyplot.subplots(1, 2, figsize=(10, 4.2))
+    colors = {"sink": GREEN, "recomputation": RED}
+    for name, color in colors.items():
+        sides = [size["sides"][name] for size in sizes]
+        median = [s["median_ms"] for s in sides]
+        spread = [
+            [m - s["quartile1_ms"] for m, s in zip(median, sides, strict=True)],
+            [s["quartile3_ms"] - m for m, s in zip(median, sides, strict=True)],
+        ]
+        style = {"color": color, "marker": "o", "capsize": 3}
+        time.errorbar(at, median, yerr=spread, label=name, **style)
+        kv = [s["kv_bytes"] / 2**20 for s in sides]
+        memory.plot(at, kv, color=color, marker="o", linestyle="-" if name == "sink" else "--")
+    for size in sizes:
+        time.annotate(
+            f"{size['ratio']:.0f}x" if size["ratio"] >= 10 else f"{size['ratio']:.1f}x",
+            (size["cache_tokens"], size["sides"]["recomputation"]["median_ms"]),
+            textcoords="offset points",
+            xytext=(0, 6),
+            ha="center",
+            color=RED,
+        )
+    for axes, text in ((time, "time per output token (ms)"), (memory, "KV memory held (MiB)")):
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.margins(0.08, 0.15)
+        for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            axis(lambda y, _: f"{y:,g}")
+        axes.set_xticks(at, [f"{n:,}" for n in at])
+        axes.set_xlabel("tokens in the cache")
+        axes.set_ylabel(text)
+    time.legend(frameon=False)
+    figure.suptitle(
+        f"{result['shape']}, {result['layers']} layers, {result['dtype']}, batch "
+        f"{result['batch']}, {result['hardware']}",
+        fontsize=10,
+    )
+    return _save(figure, path)
+
+
 def _save(figure: Any, path: Path) -> bool:
     figure.tight_layout()
     figure.savefig(path, dpi=130)
@@ -182,8 +225,7 @@ def _figure10(name: str) -> Callable[[dict[str, Result], Path], bool]:
     def draw(results: dict[str, Result], path: Path) -> bool:
         if name not in results:
             return False
-        figure10.draw(results[name], path)
-        return True
+        return time_and_memory(results[name], path)
 
     return draw
 
