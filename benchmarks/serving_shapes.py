@@ -302,8 +302,12 @@ class Side:
         """End all streams but the first ones."""
         self.engine.abort_request(self.live[count:])
         del self.live[count:]
-        # What was in flight belongs to the streams that are gone as well.
-        while not count and (self.core.batch_queue or self.core.scheduler.has_requests()):
+        if not count:
+            self._drain()
+
+    def _drain(self) -> None:
+        """What was in flight belongs to the streams that are gone as well."""
+        while self.core.batch_queue or self.core.scheduler.has_requests():
             self.engine.step()
 
     def decode(self, steps: int) -> float:
@@ -350,6 +354,7 @@ class Side:
         seconds = time.perf_counter() - begin
         if finished != streams:
             raise RuntimeError(f"{finished} of {streams} prompts had their token")
+        self._drain()
         return seconds
 
     def attention(self) -> list[Any]:

@@ -86,8 +86,9 @@ def one_size(args: argparse.Namespace, cache: int, folder: Path) -> dict[str, An
     )
     told.shape = args.shape.with_context(prompt + most)
     bench = serving.Bench(told, folder)
-    # Prompts of stock vLLM wait for each other where the pool holds only some of them.
-    whole = bench.sizes.full_pool(2 * (cache + args.chunk))
+    # Prompts that a step can take in, whole or in part, and one more; the others wait.
+    at_once = min(args.batch, args.chunk // cache + 2)
+    whole = bench.sizes.full_pool(at_once * (cache + bench.sizes.block_size))
     pools = {SINK: bench.sizes.window_pool(args.batch, prompt), RECOMPUTE: whole}
     try:
         bench.start(pools)
@@ -113,14 +114,12 @@ def one_size(args: argparse.Namespace, cache: int, folder: Path) -> dict[str, An
         }
     finally:
         bench.stop()
-        _forget(bench)
 
 
-def _forget(bench: serving.Bench) -> None:
-    """Free the engines' memory for those of the next size."""
+def forget() -> None:
+    """Free the memory of engines that nobody holds any more, for those of the next size."""
     from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
-    bench.sides.clear()
     gc.collect()
     cleanup_dist_env_and_memory()
 
@@ -131,6 +130,7 @@ def main() -> None:
     for cache in args.cache_tokens:
         with tempfile.TemporaryDirectory(prefix="figure10-") as folder:
             sizes.append(one_size(args, cache, Path(folder)))
+        forget()
     result = {
         "benchmark": "figure10",
         "shape": args.shape.name,

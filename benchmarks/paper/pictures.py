@@ -60,6 +60,7 @@ def curves(axes: Axes, results: list[Result], colors: list[str]) -> None:
         fontsize=8,
     )
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(lambda y, _: f"{y:,g}")
     axes.set_xlabel("position in the text (tokens)")
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
 
