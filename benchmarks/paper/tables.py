@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from benchmarks.paper.pictures import partner
+from benchmarks.paper.pictures import figure3_results, partner
 from benchmarks.paper.results import Result, number, perplexity, sampled
 
 Results = dict[str, Result]
@@ -29,7 +29,8 @@ def figure3(results: Results) -> str:
         "figure3-window": "window of 513, no sinks",
         "full": "full attention, its rotary table widened",
     }
-    found = {name: results[name] for name in names if name in results}
+    chosen = figure3_results(results)
+    found = {name: chosen[name] for name in names if name in chosen}
     if not found:
         return ABSENT
     native = next(iter(found.values()))["native_context"]
