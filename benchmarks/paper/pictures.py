@@ -17,9 +17,6 @@ from benchmarks.paper.results import Result, load
 GREEN, BLUE, RED, GREY = "#2f6f4f", "#3b6ea8", "#b5483a", "#777777"
 COLORS = {"sink": GREEN, "window": BLUE, "full": RED, "recompute": "#c9962b"}
 
-#: Windows that hold no sink lose what carries attention; above this a line leaves the picture.
-TOP = 20_000.0
-
 
 def label(result: Result) -> str:
     """What a curve is, in a reader's words."""
@@ -39,7 +36,7 @@ def curves(axes: Axes, results: list[Result], colors: list[str]) -> None:
     for result, color in zip(results, colors, strict=True):
         points = result["curve"]
         at = [(p["from"] + p["to"]) / 2 for p in points]
-        values = [min(p["perplexity"], TOP) for p in points]
+        values = [p["perplexity"] for p in points]
         if result["policy"] == "recompute":
             low = [v * (1 - 2.718 ** -p["nll_error"]) for v, p in zip(values, points, strict=True)]
             high = [v * (2.718 ** p["nll_error"] - 1) for v, p in zip(values, points, strict=True)]
@@ -94,7 +91,7 @@ def square(results: dict[str, Result], path: Path, prefix: str = "square") -> bo
     if not truths:
         return False
     figure, panels = pyplot.subplots(
-        1, len(truths), figsize=(1 + 5.5 * len(truths), 4.4), squeeze=False, sharey=True
+        1, len(truths), figsize=(2 + 5.5 * len(truths), 5.2), squeeze=False, sharey=True
     )
     for axes, truth in zip(panels[0], truths, strict=True):
         others = [partner(results, truth, s) for s in (truth["sink_tokens"], 0)]
@@ -104,7 +101,7 @@ def square(results: dict[str, Result], path: Path, prefix: str = "square") -> bo
             colors = [RED, BLUE][: len(shown)]
         curves(axes, shown, colors)
         axes.set_title(f"{truth['model']}, {truth['dtype']}, W {truth['window_tokens']:,}")
-        axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0.0, 0.9))
+        axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.13))
     panels[0][0].set_ylabel("perplexity (lower is better)")
     return _save(figure, path)
 

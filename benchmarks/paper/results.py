@@ -22,7 +22,7 @@ def load(folders: Iterable[Path]) -> dict[str, Result]:
 
 def perplexity(result: Result, first: int, last: int) -> float | None:
     """Over the points of the curve inside ``[first, last)``, tokens; None without any."""
-    points = [p for p in result["curve"] if p["from"] >= first and p["to"] <= last + 1]
+    points = [p for p in result["curve"] if p["from"] >= first and p["to"] <= last]
     weights = [p["to"] - p["from"] + 1 for p in points]
     if not points:
         return None

@@ -65,7 +65,7 @@ def quality(
 
 def square(window: int, dtype: str, tokens: int = SHORT, gpu: bool = False) -> list[Run]:
     """Sinks or none, cache positions or true ones, all with the same size of the cache."""
-    more = f"--dtype {dtype}" + (f" --bin {tokens // 200} --chunk 4096 --kv-gib 4" if gpu else "")
+    more = f"--dtype {dtype}" + (" --bin 2048 --chunk 4096 --kv-gib 4" if gpu else "")
     runs = []
     for kind, sinks in (("sinks", SINKS), ("none", 0)):
         for positions, flag in (("cache", ""), ("true", " --true-positions")):

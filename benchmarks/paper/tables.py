@@ -108,7 +108,7 @@ def square(results: Results, prefix: str = "square-sinks-true") -> str:
             continue
         native, tokens = truth["native_context"], truth["tokens"]
         ends = [native, 3 * native // 2, 2 * native, 3 * native]
-        ends += [tokens] if tokens > 4 * native else []
+        ends += [12 * native, tokens] if tokens > 12 * native else []
         ranges = list(zip([1, *ends[:-1]], ends, strict=True))
         head = ["", *(f"{_k(a)}–{_k(b)}" for a, b in ranges)]
         size = f"W {truth['window_tokens']:,}, {truth['dtype']}"
