@@ -110,13 +110,21 @@ def tokens_up_to(tokenizer: Any, text: Path, most: int) -> list[int]:
     return tokens
 
 
-def read_tokens(tokenizer: Any, text: Path, count: int) -> list[int]:
+def read_tokens(tokenizer: Any, text: Path, count: int, repeat: bool = False) -> list[int]:
     """The first ``count`` tokens of a UTF-8 text.
+
+    Args:
+        tokenizer: of the model.
+        text: a file.
+        count: tokens.
+        repeat: begin the text again where it ends.
 
     Raises:
         SystemExit: there is no such text, or it is shorter.
     """
     tokens = tokens_up_to(tokenizer, text, count)
+    if repeat and tokens:
+        tokens = (tokens * (count // len(tokens) + 1))[:count]
     if len(tokens) < count:
         raise SystemExit(
             f"--tokens: {count} is not allowed; allowed: at most {len(tokens)}, the length of "

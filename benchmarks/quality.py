@@ -28,6 +28,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="a model folder or name")
     parser.add_argument("--text", required=True, type=Path, help="any UTF-8 text")
     parser.add_argument("--tokens", type=int, default=24_576, help="score the first N tokens")
+    parser.add_argument(
+        "--repeat", action="store_true", help="begin a text again that is shorter than that"
+    )
     parser.add_argument("--policy", choices=("sink", "window", "full"), default="sink")
     parser.add_argument("--sink-tokens", type=int)
     parser.add_argument("--window-tokens", type=int)
@@ -153,7 +156,7 @@ def main() -> None:
     args = parse_args()
     llm = engine(args, args.tokens + 1)
     tokenizer = llm.get_tokenizer()
-    tokens = engines.read_tokens(tokenizer, args.text, args.tokens)
+    tokens = engines.read_tokens(tokenizer, args.text, args.tokens, args.repeat)
     if args.newlines:
         tokens[: args.newlines] = newline(tokenizer) * args.newlines
     begin = time.perf_counter()
@@ -172,6 +175,7 @@ def main() -> None:
         "window_tokens": policy.get("window_tokens"),
         "true_positions": policy.get("true_positions", False),
         "newlines": args.newlines,
+        "repeat": args.repeat,
         "native_context": policy.get("native_context") or engines.native_context(args.model),
         "provider": policy.get("provider"),
         "dtype": args.dtype,

@@ -16,7 +16,8 @@ SINKS = 4
 #: Ten times SmolLM2's context, and three times.
 LONG, SHORT = 81_920, 24_576
 
-#: Where positions have to be remapped or not, on a GPU.
+#: Where positions have to be remapped or not, on a GPU; the novels have 995,507 of SmolLM2's tokens
+#: and begin again.
 MILLION = 1_000_000
 
 
@@ -65,7 +66,7 @@ def quality(
 
 def square(window: int, dtype: str, tokens: int = SHORT, gpu: bool = False) -> list[Run]:
     """Sinks or none, cache positions or true ones, all with the same size of the cache."""
-    more = f"--dtype {dtype}" + (" --bin 2048 --chunk 4096 --kv-gib 4" if gpu else "")
+    more = f"--dtype {dtype}" + (" --repeat --bin 2048 --chunk 4096 --kv-gib 4" if gpu else "")
     runs = []
     for kind, sinks in (("sinks", SINKS), ("none", 0)):
         for positions, flag in (("cache", ""), ("true", " --true-positions")):

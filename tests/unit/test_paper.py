@@ -106,5 +106,6 @@ def test_a_text_that_is_none_is_named(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="a file that can be read"):
         engines.tokens_up_to(Letters(), tmp_path / "none.txt", 10)
     binary.write_text("a b")
+    assert len(engines.read_tokens(Letters(), binary, 5, repeat=True)) == 5
     with pytest.raises(SystemExit, match="at most 2"):
         engines.read_tokens(Letters(), binary, 4)
