@@ -245,8 +245,8 @@ def draw_all(folders: Iterable[Path], out: Path) -> list[Path]:
         "square": square,
         "square-million": lambda r, p: square(r, p, "square-million"),
         "streameval": streameval,
-        "figure10-cpu": _figure10("figure10-cpu"),
-        "figure10-gpu-sizes": _figure10("figure10-gpu-sizes"),
+        "figure10": _figure10("figure10-cpu"),
+        "figure10-gpu": _figure10("figure10-gpu-sizes"),
     }
     out.mkdir(parents=True, exist_ok=True)
     paths = {out / f"evidence-{name}.png": draw for name, draw in pictures.items()}
