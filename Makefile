@@ -21,7 +21,7 @@ export PORT
 export VLLM_SINK_VLLM = $(VLLM)
 
 .DEFAULT_GOAL := help
-.PHONY: help env model text serve test test-all test-gpu memcheck bench-gpu soak monitoring-test ray-test manifests schemas dashboard dashboard-picture compat lint type ci clean
+.PHONY: help env model text serve test test-all test-gpu memcheck bench-gpu soak evidence evidence-gpu monitoring-test ray-test manifests schemas dashboard dashboard-picture compat lint type ci clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -56,6 +56,12 @@ bench-gpu: env ## every GPU figure of the README, into benchmarks/out
 	for e in "tpot --batch 1,32" "tpot --batch 128 --layers 12" ttft full flat; do \
 		$(VENV)/python -m benchmarks.serving --shape llama-3-8b --experiment $$e \
 			--json "benchmarks/out/serving-$$(echo $$e | tr -d ', -').json" || exit 1; done
+
+evidence: env model text ## the paper's experiments on a CPU, an hour; goes on where it stopped (FORCE=1: anew)
+	nice $(VENV)/python -m benchmarks.paper.evidence $(ARGS)
+
+evidence-gpu: env model text ## those that need a GPU: a million tokens, time against cache size
+	$(VENV)/python -m benchmarks.paper.evidence --gpu $(ARGS)
 
 monitoring-test: env model ## real server, real Prometheus: every query of every panel and rule
 	@command -v prometheus >/dev/null && command -v promtool >/dev/null || { \

@@ -12,17 +12,11 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import record
-
-# In this process, so that the scheduler can be asked how far the prefill has come.
-os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
+from benchmarks import engines, record
 
 
 def parse_args() -> argparse.Namespace:
@@ -34,6 +28,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="a model folder or name")
     parser.add_argument("--text", required=True, type=Path, help="any UTF-8 text")
     parser.add_argument("--tokens", type=int, default=24_576, help="score the first N tokens")
+    parser.add_argument(
+        "--repeat", action="store_true", help="begin a text again that is shorter than that"
+    )
     parser.add_argument("--policy", choices=("sink", "window", "full"), default="sink")
     parser.add_argument("--sink-tokens", type=int)
     parser.add_argument("--window-tokens", type=int)
@@ -41,6 +38,17 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--chunk", type=int, default=1024, help="tokens of a prefill chunk")
     parser.add_argument("--kv-gib", type=float, help="size of the KV pool; default: vLLM's")
+    parser.add_argument(
+        "--newlines", type=int, default=0, help="put newlines in place of the first N tokens"
+    )
+    parser.add_argument(
+        "--true-positions",
+        action="store_true",
+        help="an experiment: sinks where they truly are, against the paper's section 3.2",
+    )
+    parser.add_argument(
+        "--samples", type=int, default=320, help="tell so many tokens by themselves, evenly spread"
+    )
     parser.add_argument("--bin", type=int, default=512, help="tokens of a point of the curve")
     parser.add_argument("--json", required=True, type=Path, help="where the result goes")
     args = parser.parse_args()
@@ -48,6 +56,12 @@ def parse_args() -> argparse.Namespace:
         parser.error(f"--tokens: {args.tokens} is not allowed; allowed: at least 2")
     if args.kv_gib is not None and args.kv_gib <= 0:
         parser.error(f"--kv-gib: {args.kv_gib} is not allowed; allowed: more than 0")
+    if not 0 <= args.newlines < args.tokens:
+        parser.error(f"--newlines: {args.newlines} is not allowed; allowed: 0 to {args.tokens - 1}")
+    if args.true_positions and args.policy == "full":
+        parser.error("--true-positions: not allowed with --policy full, which has no other")
+    if args.samples < 0:
+        parser.error(f"--samples: {args.samples} is not allowed; allowed: at least 0")
     if args.bin < 1:
         parser.error(f"--bin: {args.bin} is not allowed; allowed: at least 1")
     return args
@@ -55,49 +69,25 @@ def parse_args() -> argparse.Namespace:
 
 def engine(args: argparse.Namespace, length: int) -> Any:
     """The engine under the policy, with room for ``length`` tokens of bookkeeping."""
-    from vllm import LLM
-
-    settings: dict[str, Any] = {}
-    if args.kv_gib is not None:
-        # A named pool is not measured against what else lives on the GPU.
-        settings["kv_cache_memory_bytes"] = int(args.kv_gib * 2**30)
-        settings["gpu_memory_utilization"] = 0.05
-    if args.policy == "full":
-        settings["hf_overrides"] = {"max_position_embeddings": length}
-    else:
-        policy = {
-            "name": args.policy,
-            "sink_tokens": args.sink_tokens,
-            "window_tokens": args.window_tokens,
-            "sink_attention": args.sink_attention,
-            # The log-probabilities of a prompt are asked of one segment.
-            "segment_tokens": length,
-        }
-        settings["additional_config"] = {
-            "kv_policy": {key: value for key, value in policy.items() if value is not None}
-        }
-    return LLM(
+    kv_policy = {
+        "name": args.policy,
+        "sink_tokens": args.sink_tokens,
+        "window_tokens": args.window_tokens,
+        "sink_attention": getattr(args, "sink_attention", None),
+        "true_positions": getattr(args, "true_positions", None) or None,
+    }
+    return engines.start(
         args.model,
+        kv_policy,
+        length,
         dtype=args.dtype,
-        enforce_eager=True,
-        max_model_len=length,
-        max_num_batched_tokens=args.chunk,
-        max_num_seqs=1,
-        enable_prefix_caching=False,
-        disable_log_stats=True,
-        **settings,
+        chunk=args.chunk,
+        kv_gib=getattr(args, "kv_gib", None),
     )
 
 
-def native_context(model: str) -> int:
-    """The model's own context; the engine of ``--policy full`` was told a wider one."""
-    from transformers import AutoConfig
-
-    return int(AutoConfig.from_pretrained(model).get_text_config().max_position_embeddings)
-
-
-def score(llm: Any, tokens: list[int]) -> list[float]:
-    """Log-probability of each token but the first."""
+def score(llm: Any, tokens: list[int], name: str = "scoring") -> list[float]:
+    """Log-probability of each token but the first; ``name`` is the progress bar's."""
     from tqdm import tqdm
     from vllm import SamplingParams
 
@@ -107,7 +97,7 @@ def score(llm: Any, tokens: list[int]) -> list[float]:
     )
     core.add_request("text", {"prompt_token_ids": tokens}, params)
     outputs: list[Any] = []
-    with tqdm(total=len(tokens), unit="tok", desc="scoring") as bar:
+    with tqdm(total=len(tokens), unit="tok", desc=name) as bar:
         while core.has_unfinished_requests():
             outputs += core.step()
             running = core.engine_core.engine_core.scheduler.running
@@ -124,6 +114,18 @@ def curve(logprobs: list[float], width: int) -> list[dict[str, float]]:
         nll = -math.fsum(part) / len(part)
         points.append({"from": a + 1, "to": a + len(part), "nll": nll, "perplexity": math.exp(nll)})
     return points
+
+
+def newline(tokenizer: Any) -> list[int]:
+    """The one token that a line ends with.
+
+    Raises:
+        SystemExit: this tokenizer has none.
+    """
+    ids: list[int] = tokenizer.encode("\n", add_special_tokens=False)
+    if len(ids) != 1:
+        raise SystemExit(f"--newlines: not allowed: a newline is {len(ids)} tokens of this model")
+    return ids
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
@@ -153,14 +155,10 @@ def draw(result: dict[str, Any], path: Path) -> None:
 def main() -> None:
     args = parse_args()
     llm = engine(args, args.tokens + 1)
-    # The first N tokens need only the first characters; a long book is cut before it is tokenized.
-    text = args.text.read_text(encoding="utf-8")[: 16 * args.tokens]
-    tokens = llm.get_tokenizer().encode(text)[: args.tokens]
-    if len(tokens) < args.tokens:
-        raise SystemExit(
-            f"--tokens: {args.tokens} is not allowed; allowed: at most {len(tokens)}, the "
-            f"length of {args.text}"
-        )
+    tokenizer = llm.get_tokenizer()
+    tokens = engines.read_tokens(tokenizer, args.text, args.tokens, args.repeat)
+    if args.newlines:
+        tokens[: args.newlines] = newline(tokenizer) * args.newlines
     begin = time.perf_counter()
     logprobs = score(llm, tokens)
     seconds = time.perf_counter() - begin
@@ -175,10 +173,14 @@ def main() -> None:
         "policy": args.policy,
         "sink_tokens": policy.get("sink_tokens", 0),
         "window_tokens": policy.get("window_tokens"),
-        "native_context": policy.get("native_context") or native_context(args.model),
+        "true_positions": policy.get("true_positions", False),
+        "newlines": args.newlines,
+        "repeat": args.repeat,
+        "native_context": policy.get("native_context") or engines.native_context(args.model),
         "provider": policy.get("provider"),
         "dtype": args.dtype,
         "chunk": args.chunk,
+        "seed": engines.SEED,
         "tokens": len(tokens),
         "nll_sum": nll,
         "perplexity": math.exp(nll / len(logprobs)),
@@ -186,6 +188,7 @@ def main() -> None:
         "seconds": seconds,
         "bin": args.bin,
         "curve": curve(logprobs, args.bin),
+        "samples": [[i, logprobs[i - 1]] for i in engines.spread(len(tokens), args.samples, 1)],
     }
     record.write(args.json, result)
     draw(result, args.json.with_suffix(".png"))

@@ -1,7 +1,7 @@
 """What ``benchmarks.serving`` runs: models that are a config and no weights, their engines, times.
 
 vLLM makes weights up (``load_format="dummy"``), so a model is its ``config.json``. The architecture
-of the built-in shape is Mistral's, since vLLM gives that one a sliding window by the config alone:
+of the built-in shapes is Mistral's, since vLLM gives that one a sliding window by the config alone:
 the stock engine with the window and the one under the policy then differ in nothing else.
 """
 
@@ -47,7 +47,25 @@ LLAMA_3_8B = {
     "tie_word_embeddings": False,
 }
 
-SHAPES = {"llama-3-8b": LLAMA_3_8B}
+#: The paper's own for time and memory (Figure 10): as many KV heads as query heads.
+LLAMA_2_13B = {
+    "architectures": ["MistralForCausalLM"],
+    "model_type": "mistral",
+    "vocab_size": 32_000,
+    "hidden_size": 5120,
+    "intermediate_size": 13_824,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 40,
+    "num_key_value_heads": 40,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10_000.0,
+    "tie_word_embeddings": False,
+}
+
+SHAPES = {"llama-3-8b": LLAMA_3_8B, "llama-2-13b": LLAMA_2_13B}
 
 #: Without these a config is not a decoder whose size this module can tell.
 _NEEDED = (
@@ -96,6 +114,10 @@ class Shape:
         # A list of layer kinds would no longer fit; the shapes that are run have one kind.
         config = {k: v for k, v in self.config.items() if k != "layer_types"}
         return replace(self, config=config | {"num_hidden_layers": layers})
+
+    def with_context(self, tokens: int) -> Shape:
+        """The same, able to run to so many tokens: made-up weights have learned no positions."""
+        return replace(self, config=self.config | {"max_position_embeddings": tokens})
 
     @property
     def layers(self) -> int:
@@ -237,6 +259,17 @@ class Side:
         self.random = numpy.random.default_rng(seed)
         self.live: list[str] = []
         self.added = 0
+        self.most_blocks = 0
+        self.schedule = self.core.scheduler.schedule
+        self.core.scheduler.schedule = self._schedule
+
+    def _schedule(self, *args: Any, **kwargs: Any) -> Any:
+        """vLLM's own, and how many KV blocks are held once a step is planned."""
+        planned = self.schedule(*args, **kwargs)
+        pool = self.core.scheduler.kv_cache_manager.block_pool
+        held = pool.num_gpu_blocks - 1 - pool.get_num_free_blocks()
+        self.most_blocks = max(self.most_blocks, held)
+        return planned
 
     def prompt(self, tokens: int) -> list[int]:
         """Random tokens: no two prompts share a prefix."""
@@ -269,8 +302,12 @@ class Side:
         """End all streams but the first ones."""
         self.engine.abort_request(self.live[count:])
         del self.live[count:]
-        # What was in flight belongs to the streams that are gone as well.
-        while not count and (self.core.batch_queue or self.core.scheduler.has_requests()):
+        if not count:
+            self._drain()
+
+    def _drain(self) -> None:
+        """What was in flight belongs to the streams that are gone as well."""
+        while self.core.batch_queue or self.core.scheduler.has_requests():
             self.engine.step()
 
     def decode(self, steps: int) -> float:
@@ -298,6 +335,26 @@ class Side:
         if output.num_cached_tokens:
             raise RuntimeError(f"{output.num_cached_tokens} tokens of the prompt were cached")
         self.shrink(0)
+        return seconds
+
+    def prefill(self, streams: int, tokens: int) -> float:
+        """Seconds until each of ``streams`` new prompts has its only token."""
+        from vllm import SamplingParams
+
+        params = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True, detokenize=False)
+        prompts = [self.prompt(tokens) for _ in range(streams)]
+        synchronize()
+        begin = time.perf_counter()
+        for prompt in prompts:
+            self.added += 1
+            self.engine.add_request(str(self.added), {"prompt_token_ids": prompt}, params)
+        finished = 0
+        while self.engine.has_unfinished_requests():
+            finished += sum(output.finished for output in self.engine.step())
+        seconds = time.perf_counter() - begin
+        if finished != streams:
+            raise RuntimeError(f"{finished} of {streams} prompts had their token")
+        self._drain()
         return seconds
 
     def attention(self) -> list[Any]:

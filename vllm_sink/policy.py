@@ -125,6 +125,9 @@ class KVPolicy:
         provider: the one that computes attention; chosen when the engine's config is made.
         segment_tokens: bookkeeping that vLLM keeps of a stream; None until chosen.
         stream_tokens: the most tokens that a stream may have; None where only the client ends it.
+        true_positions: **not the policy**: sinks stay at their true distance from the query, as if
+            section 3.2 of the paper did not say otherwise. For ``benchmarks.paper``, which measures
+            what that costs; no flag sets it.
     """
 
     name: PolicyName
@@ -136,6 +139,7 @@ class KVPolicy:
     provider: str = "torch"
     segment_tokens: int | None = None
     stream_tokens: int | None = None
+    true_positions: bool = False
 
     @property
     def active(self) -> bool:
@@ -205,6 +209,7 @@ class KVPolicy:
             provider=str(config.get("provider", "torch")),
             segment_tokens=segment,
             stream_tokens=config.get("stream_tokens"),
+            true_positions=bool(config.get("true_positions", False)),
         )
 
 

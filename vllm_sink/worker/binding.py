@@ -17,11 +17,16 @@ from vllm_sink.rope.frequencies import frequencies
 from vllm_sink.rope.rotary import ExactRotary
 
 
-def bind_rotary(model: nn.Module) -> None:
+def bind_rotary(model: nn.Module, true_positions: bool = False) -> None:
     """Give every attention layer of ``model`` its exact rotary module, or see that it has ALiBi.
 
     vLLM shares one rotary module between layers, and between engines of one process: it is replaced
     as a child, never changed.
+
+    Args:
+        model: as vLLM loaded it.
+        true_positions: of the policy. A layer that is given no rotary module to turn its queries
+            back by meets sinks where they truly are, whichever provider computes it.
 
     Raises:
         UnsupportedError: a layer has neither a rotary module nor ALiBi, or some rotary module turns
@@ -41,6 +46,8 @@ def bind_rotary(model: nn.Module) -> None:
         above = path.rpartition(".")[0]
         beside = shared or [p for p in rotaries if p.rpartition(".")[0] == above]
         if impl.layer.alibi_slopes is not None and not beside:
+            if true_positions:
+                raise UnsupportedError("true_positions with ALiBi: it is an experiment on RoPE")
             continue
         if len(beside) != 1:
             raise UnsupportedError(
@@ -50,7 +57,7 @@ def bind_rotary(model: nn.Module) -> None:
         rotary = rotaries[beside[0]]
         if id(rotary) not in made:
             made[id(rotary)] = _exact(rotary, layer.head_size).to(device)
-        impl.layer.rotary = made[id(rotary)]
+        impl.layer.rotary = None if true_positions else made[id(rotary)]
     for path, rotary in rotaries.items():
         if id(rotary) not in made:
             raise UnsupportedError(f"rotary embedding {path} turns keys of no attention layer")

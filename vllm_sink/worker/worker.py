@@ -37,7 +37,9 @@ class SinkWorkerMixin(_Base):
         with compat.attention_backend_override():
             super().load_model(**kwargs)
         model = self.model_runner.get_model()
-        bind_rotary(model)
+        kv_policy = policy_of(self.vllm_config)
+        assert kv_policy is not None
+        bind_rotary(model, kv_policy.true_positions)
         # A provider that cannot compute these layers says so before the KV pool is allocated.
         for layer in model.modules():
             if isinstance(layer, Attention) and is_paged(layer.impl.provider_name):

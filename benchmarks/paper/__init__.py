@@ -1,0 +1,1 @@
+"""The experiments of StreamingLLM (arXiv 2309.17453), through the served engine."""

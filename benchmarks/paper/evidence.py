@@ -1,0 +1,84 @@
+"""Runs the evidence, one experiment after the other, then draws it and fills its tables.
+
+    python -m benchmarks.paper.evidence [--gpu] [--only figure3,table2] [--out FOLDER]
+
+Each run is a process of its own and leaves one JSON file. What is there already is not run again
+(``FORCE=1`` runs everything), so that an evening's work may be interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.paper import pictures
+from benchmarks.paper.runs import Run, cpu_runs, gpu_runs
+
+
+def parse_args() -> tuple[argparse.Namespace, list[Run]]:
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.paper.evidence",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--gpu", action="store_true", help="what needs a GPU, and nothing else")
+    parser.add_argument("--only", help="some experiments or runs, with commas between")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/out/evidence"))
+    parser.add_argument("--list", action="store_true", help="print the commands, run nothing")
+    args = parser.parse_args()
+    runs = gpu_runs() if args.gpu else cpu_runs()
+    if args.only:
+        wanted = set(args.only.split(","))
+        known = {run.experiment for run in runs}
+        unknown = wanted - known - {run.name for run in runs}
+        if unknown:
+            parser.error(
+                f"--only: {', '.join(sorted(unknown))} is not allowed; allowed: "
+                f"{', '.join(sorted(known))}, or a run's name, as --list has them"
+            )
+        runs = [run for run in runs if wanted & {run.experiment, run.name}]
+    return args, runs
+
+
+def environment() -> dict[str, str]:
+    """Two threads on two busy cores were slower than one; nothing is fetched."""
+    quiet = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "1"}
+    quiet |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "WARNING"}
+    return quiet | dict(os.environ)
+
+
+def main() -> None:
+    from tqdm import tqdm
+
+    args, runs = parse_args()
+    if args.list:
+        for run in runs:
+            print("python -m", *run.command(str(args.out)))
+        return
+    force = os.environ.get("FORCE", "0") not in ("", "0")
+    args.out.mkdir(parents=True, exist_ok=True)
+    failed = []
+    for run in (bar := tqdm(runs, unit="run", desc="evidence")):
+        bar.set_postfix_str(run.name)
+        if (args.out / f"{run.name}.json").exists() and not force:
+            tqdm.write(f"{run.name}: there already")
+            continue
+        command = [sys.executable, "-m", *run.command(str(args.out))]
+        with (args.out / f"{run.name}.log").open("w") as log:
+            done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment())
+        last = (args.out / f"{run.name}.log").read_text().strip().splitlines()[-1:]
+        tqdm.write(f"{run.name}: {last[0] if last else ''}")
+        if done.returncode:
+            failed.append(run.name)
+    drawn = pictures.draw_all([args.out], args.out)
+    print(f"pictures: {', '.join(str(path) for path in drawn) or 'none'}")
+    print("tables: python -m benchmarks.paper.page --results", args.out, "--print")
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}; their logs are in {args.out}")
+
+
+if __name__ == "__main__":
+    main()
