@@ -56,7 +56,9 @@ class Driver:
             except BrokenPipeError:
                 line = ""
         if not line:
-            raise DriverError(f"ended by itself; the end of its log:\n{self.log.read_text()[-2000:]}")
+            raise DriverError(
+                f"ended by itself; the end of its log:\n{self.log.read_text()[-2000:]}"
+            )
         told: dict[str, Any] = json.loads(line)
         if "error" in told:
             raise DriverError(told["error"])

@@ -95,8 +95,8 @@ class HttpPeer(Peer):
             f"--host 127.0.0.1 --port {port} --served-model-name model --dtype {settings.dtype} "
             f"--kv-policy sink --sink-tokens {settings.sink_tokens} "
             f"--window-tokens {settings.window_tokens} --enforce-eager "
-            f"--max-num-seqs {settings.streams} --max-num-batched-tokens 1024 "
-            f"--kv-cache-memory-bytes {768 << 20} --disable-uvicorn-access-log"
+            f"--max-num-seqs {settings.streams} --max-num-batched-tokens 512 "
+            f"--kv-cache-memory-bytes {384 << 20} --disable-uvicorn-access-log"
         )
         vllm = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", settings.model]
         return [*vllm, *flags.split()]

@@ -1,6 +1,6 @@
 """llama.cpp's own server, as xllamacpp holds it: prints its address, then serves until ended.
 
-    python -m benchmarks.peers.drivers.llamacpp_serve MODEL.gguf SINKS CACHE STREAMS
+python -m benchmarks.peers.drivers.llamacpp_serve MODEL.gguf SINKS CACHE STREAMS
 """
 
 from __future__ import annotations

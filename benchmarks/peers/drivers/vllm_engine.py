@@ -15,8 +15,8 @@ os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
 from benchmarks.peers.drivers.protocol import Peer, Settings, serve
 
-#: Bytes of KV that all engines get alike: 16 streams of 1,024 tokens fit at full attention.
-KV_BYTES = 768 << 20
+#: Bytes of KV that all engines get alike: 16 streams under any of the policies.
+KV_BYTES = 384 << 20
 
 
 def options(policy: str, settings: Settings) -> dict[str, Any]:
@@ -30,9 +30,7 @@ def options(policy: str, settings: Settings) -> dict[str, Any]:
 
             layers = json.loads((Path(settings.model) / "config.json").read_text())
             kinds = ["sliding_attention"] * layers["num_hidden_layers"]
-            return {
-                "hf_overrides": {"layer_types": kinds, "sliding_window": settings.cache_tokens}
-            }
+            return {"hf_overrides": {"layer_types": kinds, "sliding_window": settings.cache_tokens}}
         case "sink":
             return {
                 "additional_config": {
@@ -61,7 +59,7 @@ class VllmPeer(Peer):
             dtype=settings.dtype,
             enforce_eager=True,
             max_num_seqs=settings.streams,
-            max_num_batched_tokens=1024,
+            max_num_batched_tokens=512,
             kv_cache_memory_bytes=KV_BYTES,
             disable_log_stats=True,
             **options(self.policy, settings),
