@@ -20,7 +20,8 @@ class AttentionSinksPeer(HuggingFacePeer):
             settings.model,
             torch_dtype=dtype,
             attention_sink_size=settings.sink_tokens,
-            attention_sink_window_size=settings.window_tokens,
+            # It trims after a token was seen: that token is the last of the window.
+            attention_sink_window_size=settings.window_tokens - 1,
         )
 
 

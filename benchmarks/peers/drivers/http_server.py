@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 import urllib.parse
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,8 @@ class Stream(threading.Thread):
     def leave(self) -> None:
         """A client that hangs up."""
         if self.connection.sock is not None:
-            try:
+            with suppress(OSError):
                 self.connection.sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
         self.join(30)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -66,7 +67,7 @@ class HuggingFacePeer(Peer):
         """One token at a time, as the policy is defined."""
         self.cache = self.new_cache()
         found = []
-        for token, following in zip(tokens, tokens[1:]):  # noqa: B905 - pairs
+        for token, following in pairwise(tokens):
             logits = self.forward(torch.tensor([[token]]))
             found.append(logits[0].float().log_softmax(-1)[following].item())
         return found

@@ -22,7 +22,8 @@ class KvpressPeer(HuggingFacePeer):
         self.press = DecodingPress(
             base_press=StreamingLLMPress(n_sink=settings.sink_tokens),
             compression_interval=1,
-            target_size=settings.cache_tokens,
+            # It trims after a token was seen: that token is the last of the window.
+            target_size=settings.cache_tokens - 1,
         )
         self.hooks = self.press(self.model)
         self.hooks.__enter__()

@@ -1,4 +1,4 @@
-"""llama.cpp by its own calls: a cache that slides a token at a time, or drops half as its server does.
+"""llama.cpp by its own calls: a cache that slides a token at a time, or drops half at once.
 
 ``PEER_EVICTION`` says which: ``token`` (the paper's policy) or ``half`` (context shift).
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+from itertools import pairwise
 
 from benchmarks.peers.drivers.protocol import Peer, Settings, serve
 
@@ -83,7 +84,7 @@ class LlamaCppPeer(Peer):
     def score(self, tokens: list[int]) -> list[float]:
         self._context(1)
         found = []
-        for token, following in zip(tokens, tokens[1:]):  # noqa: B905 - pairs
+        for token, following in pairwise(tokens):
             row = self._feed([token])[0]
             top = max(row)
             found.append(row[following] - top - math.log(sum(math.exp(x - top) for x in row)))

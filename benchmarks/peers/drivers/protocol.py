@@ -78,7 +78,7 @@ class Peer(ABC):
         """Whose CPU time and memory count."""
         return list(family(os.getpid()))
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most have started nothing
         """Ends what the peer started."""
 
     def decode(self, tokens: int, seconds: float) -> dict[str, Any]:
