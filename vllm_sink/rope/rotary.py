@@ -42,10 +42,7 @@ class ExactRotary(nn.Module):
 
     def __init__(self, frequencies: Frequencies, head_size: int, is_neox_style: bool) -> None:
         super().__init__()
-        units = units_per_token(frequencies.inv_freq)
-        self.register_buffer("units", units, persistent=False)
-        #: Rotaries with the same key turn alike.
-        self.key = tuple(units.tolist())
+        self.register_buffer("units", units_per_token(frequencies.inv_freq), persistent=False)
         self.amplitude = frequencies.amplitude
         self.head_size = head_size
         self.is_neox_style = is_neox_style
