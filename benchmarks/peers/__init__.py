@@ -1,0 +1,1 @@
+"""The peers side by side: other implementations of endless streams, measured alike."""

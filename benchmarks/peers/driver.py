@@ -1,0 +1,101 @@
+"""A driver at work: started in its peer's environment, asked by lines of JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers import env
+from benchmarks.peers.drivers.protocol import family
+
+
+class DriverError(RuntimeError):
+    """What the peer said when it could not."""
+
+
+class Driver:
+    """One peer in a process of its own.
+
+    module: of ``benchmarks.peers.drivers``. environment: of ``build/peers``, or None: this one.
+    log: where what it prints goes.
+    """
+
+    def __init__(
+        self, module: str, environment: str | None, log: Path, variables: dict[str, str]
+    ) -> None:
+        python = sys.executable if environment is None else str(env.python(environment))
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self.log = log
+        with log.open("a") as out:
+            self.process = subprocess.Popen(
+                [python, "-m", f"benchmarks.peers.drivers.{module}"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=out,
+                text=True,
+                cwd=env.ROOT,
+                env=os.environ | variables | {"PYTHONPATH": str(env.ROOT)},
+            )
+
+    def ask(self, op: str, **what: Any) -> dict[str, Any]:
+        """One question and its answer."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        with self.awake():
+            try:
+                self.process.stdin.write(json.dumps({"op": op, **what}) + "\n")
+                self.process.stdin.flush()
+                line = self.process.stdout.readline()
+            except BrokenPipeError:
+                line = ""
+        if not line:
+            raise DriverError(
+                f"ended by itself; the end of its log:\n{self.log.read_text()[-2000:]}"
+            )
+        told: dict[str, Any] = json.loads(line)
+        if "error" in told:
+            raise DriverError(told["error"])
+        return told
+
+    @contextmanager
+    def awake(self) -> Iterator[None]:
+        """All peers but the one that is asked sleep: some poll while they wait."""
+        self._signal(signal.SIGCONT)
+        try:
+            yield
+        finally:
+            self._signal(signal.SIGSTOP)
+
+    def _signal(self, number: signal.Signals) -> None:
+        for pid in family(self.process.pid):
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                continue
+
+    def stop(self) -> None:
+        """Ends it and what it started."""
+        if self.process.poll() is not None:
+            return
+        members = list(family(self.process.pid))
+        self._signal(signal.SIGCONT)
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps({"op": "quit"}) + "\n")
+            self.process.stdin.close()
+            self.process.wait(30)
+        except (BrokenPipeError, subprocess.TimeoutExpired):
+            pass
+        for pid in reversed(members):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        self.process.wait()
