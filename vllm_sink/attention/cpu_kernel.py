@@ -1,7 +1,9 @@
 """The same attention by torch's fused CPU kernel: no scores in memory, bf16 products in hardware.
 
-Two calls, over the sinks and over the window, merged by their log-sum-exp: softmax over the union
-is the mean of both results, weighted by ``exp(lse)``.
+A stream that decodes has one query, so its few sink keys are turned towards it, and one call goes
+over sinks and window. In a prefill each query would turn them by another angle: there the queries
+are turned, in two calls, merged by their log-sum-exp: softmax over the union is the mean of both
+results, weighted by ``exp(lse)``.
 """
 
 from __future__ import annotations
@@ -9,6 +11,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+
+from vllm_sink.rope.phase import angles
+from vllm_sink.rope.rotary import rotate
 
 if TYPE_CHECKING:
     from vllm_sink.attention.layer import LayerParams
@@ -28,19 +33,64 @@ def attend(
     Args:
         cache: [slots, num_kv_heads, 2 * head_size].
     """
-    visible = tile.visible(layer.window_tokens)
-    out, lse = _part(layer, query, gather(cache, tile.window_slots), visible)
-    if layer.sinks and tile.sink_slots is not None:
+    window = layer.window_tokens
+    has_sinks = layer.sinks and tile.sink_slots is not None
+    if has_sinks and query.shape[1] == 1:
+        return _decode(layer, tile, query, cache)
+    mask = tile.once(
+        ("window", window, query.dtype), lambda: _mask(tile.visible(window), query.dtype)
+    )
+    out, lse = _part(layer, query, gather(cache, tile.window_slots), mask)
+    if has_sinks:
         assert tile.evicted is not None
         assert tile.sink_visible is not None
+        assert tile.sink_slots is not None
         turned = layer.turn_back(query, tile.evicted).to(query.dtype)
         sink_kv = gather(cache, tile.sink_slots)
-        sink_out, sink_lse = _part(layer, turned, sink_kv, tile.sink_visible)
+        sink_mask = _mask(tile.sink_visible, query.dtype)
+        sink_out, sink_lse = _part(layer, turned, sink_kv, sink_mask)
         # Sinks leave the window in order: a query that does not see the first sees none.
         sees = tile.sink_visible[:, :, :1, None]
         weight = torch.where(sees, torch.sigmoid(sink_lse - lse), 0.0)
         out = torch.lerp(out.float(), torch.where(sees, sink_out.float(), 0.0), weight)
     return out.to(query.dtype)
+
+
+def _decode(
+    layer: LayerParams, tile: Tile, query: torch.Tensor, cache: torch.Tensor
+) -> torch.Tensor:
+    """One query of each stream: its sinks first among the keys, R(e) k_sink instead of R(-e) q."""
+    assert tile.sink_slots is not None
+    window, sinks = layer.window_tokens, tile.sink_slots.shape[1]
+    slots = tile.once("slots", lambda: torch.cat((tile.sink_slots, tile.window_slots), 1))  # type: ignore[arg-type]
+    kv = gather(cache, slots)
+    if layer.rotary is not None:
+        # `kv` is a copy; the cache keeps the keys at their true index.
+        key = kv[:, :sinks, :, : layer.head_size]
+        cos, sin = tile.once(("angles", layer.rotary.key), lambda: _angles(layer, tile))
+        turned = rotate(key.flatten(0, 1), cos, sin, layer.rotary.is_neox_style)
+        key.copy_(turned.view(key.shape))
+    mask = tile.once(
+        ("both", window, query.dtype),
+        lambda: _mask(torch.cat((tile.sink_visible, tile.visible(window)), 2), query.dtype),  # type: ignore[arg-type]
+    )
+    return _part(layer, query, kv, mask)[0]
+
+
+def _angles(layer: LayerParams, tile: Tile) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin of e(t), float32 [n * S, pairs]: each stream's, once for each of its sinks."""
+    assert layer.rotary is not None
+    assert tile.evicted is not None
+    assert tile.sink_slots is not None
+    evicted = tile.evicted.expand(-1, tile.sink_slots.shape[1])
+    return angles(evicted.reshape(-1), layer.rotary.units)
+
+
+def _mask(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
+    """What is added to the scores, [n, q, k]; None where everything is visible."""
+    if bool(visible.all()):
+        return None
+    return torch.zeros((), dtype=dtype).masked_fill(~visible, float("-inf"))
 
 
 def gather(cache: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
@@ -50,7 +100,7 @@ def gather(cache: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
 
 
 def _part(
-    layer: LayerParams, query: torch.Tensor, kv: torch.Tensor, visible: torch.Tensor
+    layer: LayerParams, query: torch.Tensor, kv: torch.Tensor, mask: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention over some keys, and its log-sum-exp [n, q, num_heads, 1] in float32.
 
@@ -60,12 +110,13 @@ def _part(
     group = heads // layer.num_kv_heads
     q = query.view(runs, queries, layer.num_kv_heads, group, size)
     q = q.permute(0, 2, 3, 1, 4).reshape(runs, layer.num_kv_heads, group * queries, size)
-    mask = visible[:, None].expand(-1, group, -1, -1).reshape(runs, 1, group * queries, -1)
+    if mask is not None:
+        mask = mask[:, None].expand(-1, group, -1, -1).reshape(runs, 1, group * queries, -1)
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         q,
         kv[..., :size].transpose(1, 2),
         kv[..., size:].transpose(1, 2),
-        attn_mask=torch.zeros((), dtype=q.dtype).masked_fill(~mask, float("-inf")),
+        attn_mask=mask,
         scale=layer.scale,
     )
     shape = (runs, layer.num_kv_heads, group, queries, -1)

@@ -12,10 +12,14 @@ Runs of equal length are batched into a tile.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from vllm.v1.attention.backend import CommonAttentionMetadata
+
+T = TypeVar("T")
 
 #: Queries of a run of prefill: what a run reads beyond its windows is at most this many keys.
 RUN = 128
@@ -36,6 +40,7 @@ class Tile:
         sink_visible: bool [n, q, S], the sinks that have left the window of a query.
         evicted: int64 [n, q], e(t).
         sink_distance: int64 [n, q, S], cache position of the query less that of the sink.
+        known: what layers have worked out of the above; see `once`.
     """
 
     queries: torch.Tensor
@@ -45,6 +50,17 @@ class Tile:
     sink_visible: torch.Tensor | None = None
     evicted: torch.Tensor | None = None
     sink_distance: torch.Tensor | None = None
+    known: dict[Hashable, object] = field(default_factory=dict)
+
+    def once(self, what: Hashable, work: Callable[[], T]) -> T:
+        """The result of ``work``, done by the first layer that asks for ``what``.
+
+        Masks and angles are the same in every layer of a step, and cost more than what they are
+        applied to.
+        """
+        if what not in self.known:
+            self.known[what] = work()
+        return self.known[what]  # type: ignore[return-value]
 
     def visible(self, window_tokens: int) -> torch.Tensor:
         """bool [n, q, k]: the window keys that a layer with this window sees."""
@@ -52,8 +68,8 @@ class Tile:
 
     def part(self, runs: slice) -> Tile:
         """Some runs of the tile."""
-        tensors = {k: None if t is None else t[runs] for k, t in vars(self).items()}
-        return Tile(**tensors)  # type: ignore[arg-type]
+        tensors = {k: None if t is None else t[runs] for k, t in vars(self).items() if k != "known"}
+        return Tile(**tensors)
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,10 @@ class ExactRotary(nn.Module):
 
     def __init__(self, frequencies: Frequencies, head_size: int, is_neox_style: bool) -> None:
         super().__init__()
-        self.register_buffer("units", units_per_token(frequencies.inv_freq), persistent=False)
+        units = units_per_token(frequencies.inv_freq)
+        self.register_buffer("units", units, persistent=False)
+        #: Rotaries with the same key turn alike.
+        self.key = tuple(units.tolist())
         self.amplitude = frequencies.amplitude
         self.head_size = head_size
         self.is_neox_style = is_neox_style
