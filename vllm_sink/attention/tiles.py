@@ -13,7 +13,7 @@ Runs of equal length are batched into a tile.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TypeVar
 
 import torch
@@ -68,8 +68,8 @@ class Tile:
 
     def part(self, runs: slice) -> Tile:
         """Some runs of the tile."""
-        tensors = {k: None if t is None else t[runs] for k, t in vars(self).items() if k != "known"}
-        return Tile(**tensors)
+        tensors = ((f.name, getattr(self, f.name)) for f in fields(self) if f.name != "known")
+        return Tile(**{k: None if t is None else t[runs] for k, t in tensors})  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
