@@ -29,6 +29,9 @@ AUTOSCALING = "vllm_sink.serving.ray.autoscaling:StreamLoad"
 #: Seconds that streams may take to finish when their replica goes; Ray's default is 20.
 GRACE = 300.0
 
+#: Seconds from one question how a replica is to the next.
+HEALTH_CHECK = 1.0
+
 
 def build(serving_args: dict[str, Any], wait_for_resources_s: float) -> Application:
     """See :func:`vllm_sink.serving.ray.build`."""
@@ -79,6 +82,8 @@ def _set_defaults(config: LLMConfig) -> None:
     deployment.setdefault("request_router_config", ROUTER)
     deployment.setdefault("graceful_shutdown_timeout_s", GRACE)
     deployment.setdefault("graceful_shutdown_wait_loop_s", 0.5)
+    # Sessions of a replica that died wait until it is missed; Ray's default is 10 seconds.
+    deployment.setdefault("health_check_period_s", HEALTH_CHECK)
     scaling = deployment.get("autoscaling_config")
     if isinstance(scaling, dict):
         scaling["policy"] = {"policy_function": AUTOSCALING, **scaling.get("policy", {})}
