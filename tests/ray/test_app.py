@@ -102,6 +102,15 @@ def test_refused_when_deployed(
     assert said in str(refused.value)
 
 
+def test_what_is_waited_for_is_said(
+    small: None, tiny_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = write_flags(tmp_path, tiny("llama-gqa", tiny_folder))
+    with pytest.raises(PolicyError, match="min_replicas: 2 is not allowed"):
+        app({"config": str(file), "wait_for_resources_s": 0.1, "min_replicas": 2})
+    assert "need 5 CPU of 3 that Ray has: waiting up to 0.1 s" in caplog.text
+
+
 def _stats(held: int, reserved: int) -> StreamStats:
     return StreamStats(
         streams=3,

@@ -36,7 +36,7 @@ def app(args: dict[str, Any]) -> Application:
     return build(asked.serving_args(), wait_for_resources_s=asked.wait_for_resources_s)
 
 
-def build(llm_serving_args: dict[str, Any], *, wait_for_resources_s: float = 300.0) -> Application:
+def build(llm_serving_args: dict[str, Any], *, wait_for_resources_s: float = 30.0) -> Application:
     """An OpenAI-compatible application: ``ray.serve.llm``'s, with this project's replicas.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
@@ -15,6 +16,8 @@ from vllm_sink.errors import PolicyError
 from vllm_sink.policy import CONFIG_KEY, KVPolicy
 from vllm_sink.serving.ray.ingress import StreamIngress, make_ingress, require_key
 from vllm_sink.serving.ray.replica import StreamServer
+
+logger = logging.getLogger(__name__)
 
 #: Ray's own: the same session, the same replica, for as long as there is one. Its fallback takes
 #: another one where the right one is slow to say how busy it is, and the session's cache is lost.
@@ -117,18 +120,27 @@ def require_resources(configs: list[LLMConfig], seconds: float) -> None:
         PolicyError: it has not, after so many seconds.
     """
     needed = least_resources(configs)
+    said = False
     end = time.monotonic() + seconds
     while True:
         there = ray.cluster_resources()
         short = {n: v for n, v in needed.items() if v > there.get(n, 0.0)}
         if not short:
             return
+        lacking = ", ".join(f"{v:g} {n} of {there.get(n, 0.0):g}" for n, v in short.items())
         if time.monotonic() > end:
             replicas = sum(_least_replicas(c) for c in configs)
-            lacking = ", ".join(f"{v:g} {n} of {there.get(n, 0.0):g}" for n, v in short.items())
             raise PolicyError(
                 "min_replicas",
                 replicas,
                 f"fewer, or a larger cluster: they and the ingress need {lacking} that Ray has",
+            )
+        if not said:
+            said = True
+            logger.warning(
+                "Replicas and ingress need %s that Ray has: waiting up to %g s for more nodes "
+                "(wait_for_resources_s)",
+                lacking,
+                seconds,
             )
         time.sleep(min(1.0, max(0.05, seconds)))

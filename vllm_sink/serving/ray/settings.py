@@ -37,7 +37,7 @@ class AppArgs:
     max_replicas: int = 1
     target_load: float = 0.8
     cpus: float = 1.0
-    wait_for_resources_s: float = 300.0
+    wait_for_resources_s: float = 30.0
 
     @classmethod
     def read(cls, args: dict[str, Any]) -> AppArgs:
