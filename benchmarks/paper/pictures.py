@@ -18,6 +18,21 @@ GREEN, BLUE, RED, GREY = "#2f6f4f", "#3b6ea8", "#b5483a", "#777777"
 COLORS = {"sink": GREEN, "window": BLUE, "full": RED, "recompute": "#c9962b"}
 
 
+def _mark(axes: Any, at: float, text: str) -> None:
+    """A line across the picture, and beside it what begins or ends there."""
+    axes.axvline(at, color=GREY, linestyle="--", linewidth=1)
+    axes.annotate(
+        text,
+        (at, 0.98),
+        xycoords=("data", "axes fraction"),
+        rotation=90,
+        ha="right",
+        va="top",
+        color=GREY,
+        fontsize=8,
+    )
+
+
 def label(result: Result) -> str:
     """What a curve is, in a reader's words."""
     if result["policy"] == "full":
@@ -45,17 +60,7 @@ def curves(axes: Axes, results: list[Result], colors: list[str]) -> None:
         else:
             axes.plot(at, values, color=color, linewidth=1.3, label=label(result))
     context = results[0]["native_context"]
-    axes.axvline(context, color=GREY, linestyle="--", linewidth=1)
-    axes.annotate(
-        f"the model's context, {context:,}",
-        (context, 0.98),
-        xycoords=("data", "axes fraction"),
-        rotation=90,
-        ha="right",
-        va="top",
-        color=GREY,
-        fontsize=8,
-    )
+    _mark(axes, context, f"the model's context, {context:,}")
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(lambda y, _: f"{y:,g}")
     axes.set_xlabel("position in the text (tokens)")
@@ -155,17 +160,7 @@ def streameval(results: dict[str, Result], path: Path) -> bool:
             )
         window = next((r["window_tokens"] for r in chosen.values() if r["window_tokens"]), None)
         if window:
-            axes.axvline(window, color=GREY, linestyle="--", linewidth=1)
-            axes.annotate(
-                "the window ends",
-                (window, 0.98),
-                xycoords=("data", "axes fraction"),
-                rotation=90,
-                ha="right",
-                va="top",
-                color=GREY,
-                fontsize=8,
-            )
+            _mark(axes, window, "the window ends")
         words = next(iter(chosen.values()))["words"]
         axes.axhline(1 / words, color=GREY, linewidth=0.8, linestyle=":")
         axes.set_xscale("log")

@@ -47,7 +47,8 @@ def attend(
         assert tile.sink_slots is not None
         turned = layer.turn_back(query, tile.evicted).to(query.dtype)
         sink_kv = gather(cache, tile.sink_slots)
-        sink_mask = _mask(tile.sink_visible, query.dtype)
+        seen = tile.sink_visible
+        sink_mask = tile.once(("sinks", query.dtype), lambda: _mask(seen, query.dtype))
         sink_out, sink_lse = _part(layer, turned, sink_kv, sink_mask)
         # Sinks leave the window in order: a query that does not see the first sees none.
         sees = tile.sink_visible[:, :, :1, None]
