@@ -266,12 +266,13 @@ def install_front_end(vllm_config: Any) -> None:
     from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
     from vllm.renderers.online_renderer import OnlineRenderer
     from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer
     from vllm.v1.engine.input_processor import InputProcessor
     from vllm.v1.engine.llm_engine import LLMEngine
     from vllm.v1.engine.output_processor import RequestState
 
     from vllm_sink.engine import requests
-    from vllm_sink.serving import chat, drain, length, limits, piece, tail
+    from vllm_sink.serving import chat, drain, length, limits, piece, priming, tail
     from vllm_sink.serving.access import Access
 
     compat.wrap(InputProcessor, "process_inputs", requests.checked)
@@ -281,6 +282,7 @@ def install_front_end(vllm_config: Any) -> None:
     compat.wrap(LLMEngine, "__init__", length.with_stream_length)
     compat.wrap(AsyncLLM, "shutdown", drain.with_drain)
     compat.wrap(RequestState, "make_request_output", tail.with_tail)
+    compat.wrap(FastIncrementalDetokenizer, "__init__", priming.with_prompts_end)
     if compat.weight_version_span() is not None:
         compat.wrap(RequestState, "_weight_version_spans", tail.with_true_spans)
     compat.wrap(OpenAIServingChat, "chat_completion_stream_generator", piece.with_pieces)

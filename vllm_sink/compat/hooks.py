@@ -128,6 +128,13 @@ WRAPS = (
     ),
     Hook(
         "wraps",
+        "vllm.v1.engine.detokenizer:FastIncrementalDetokenizer.__init__",
+        "a prompt is turned into text, all of it, at the first token of its answer, in the event "
+        "loop",
+        ("tokenizer", "request"),
+    ),
+    Hook(
+        "wraps",
         f"{_CHAT}.chat_completion_stream_generator",
         "a streamed chat is appended, piece by piece, to a copy that only the log of outputs "
         "reads; the copy is a local variable",
@@ -262,6 +269,13 @@ READS = (
         "output_text",
         "_last_output_text_offset",
         "min_tokens",
+    ),
+    *_reads(
+        "vllm.v1.engine.detokenizer:FastIncrementalDetokenizer",
+        "a prompt's end is enough",
+        "_protected_step",
+        "stream",
+        "skip_special_tokens",
     ),
     *_reads(
         _RUNNER_V1,
