@@ -269,10 +269,10 @@ def install_front_end(vllm_config: Any) -> None:
     from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer
     from vllm.v1.engine.input_processor import InputProcessor
     from vllm.v1.engine.llm_engine import LLMEngine
-    from vllm.v1.engine.output_processor import RequestState
+    from vllm.v1.engine.output_processor import OutputProcessor, RequestState
 
     from vllm_sink.engine import requests
-    from vllm_sink.serving import chat, drain, length, limits, piece, priming, tail
+    from vllm_sink.serving import chat, drain, length, limits, piece, priming, tail, unread
     from vllm_sink.serving.access import Access
 
     compat.wrap(InputProcessor, "process_inputs", requests.checked)
@@ -282,6 +282,7 @@ def install_front_end(vllm_config: Any) -> None:
     compat.wrap(LLMEngine, "__init__", length.with_stream_length)
     compat.wrap(AsyncLLM, "shutdown", drain.with_drain)
     compat.wrap(RequestState, "make_request_output", tail.with_tail)
+    compat.wrap(OutputProcessor, "process_outputs", unread.with_readers_only)
     compat.wrap(FastIncrementalDetokenizer, "__init__", priming.with_prompts_end)
     if compat.weight_version_span() is not None:
         compat.wrap(RequestState, "_weight_version_spans", tail.with_true_spans)

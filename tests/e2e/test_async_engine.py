@@ -21,6 +21,7 @@ from tests.e2e.ahead import AheadWorker, ahead_by_default
 from tests.e2e.engines import greedy, prompt, random_tokens, tiny
 from tests.e2e.streams import BLOCK, SEGMENT, SINKS, WINDOW
 from vllm_sink.plugin import register
+from vllm_sink.serving import unread
 
 
 class LastStats(StatLoggerBase):
@@ -85,6 +86,39 @@ async def nothing_is_held(engine: AsyncLLM) -> bool:
             return True
         await asyncio.sleep(0.05)
     return False
+
+
+def test_a_client_that_does_not_read_is_let_go(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told what was waiting and why it ended; others notice nothing."""
+    monkeypatch.setattr(unread, "UNREAD", 300)
+
+    async def scenario() -> None:
+        async with async_engine(tiny("llama-gqa", tiny_folder), False) as engine:
+            whole = greedy(900, SINKS)
+            whole.output_kind = RequestOutputKind.FINAL_ONLY
+            reader = asyncio.create_task(follow(engine, "reader", random_tokens(9), streamed(900)))
+            patient = asyncio.create_task(follow(engine, "whole", random_tokens(9), whole))
+            stream = engine.generate(prompt(random_tokens(9)), streamed(10**9), "stalled")
+            said = (await anext(stream)).outputs[0].token_ids[:]
+            # Alone in the end, and nobody reads it.
+            expected = await reader
+            assert await patient == expected
+            for _ in range(600):
+                if not engine.output_processor.request_states:
+                    break
+                await asyncio.sleep(0.1)
+            assert not engine.output_processor.request_states
+            assert await nothing_is_held(engine)
+            async for output in stream:
+                said += output.outputs[0].token_ids
+                reason = output.outputs[0].finish_reason
+            assert reason == "abort"
+            assert 300 < len(said) < 400
+            assert said == expected[: len(said)]
+
+    asyncio.run(scenario())
 
 
 async def churn(engine: AsyncLLM, rng: Random, over: asyncio.Event) -> int:

@@ -110,6 +110,13 @@ WRAPS = (
     ),
     Hook(
         "wraps",
+        "vllm.v1.engine.output_processor:OutputProcessor.process_outputs",
+        "what waits for a client that does not read grows for as long as its request lives; here "
+        "it can be aborted",
+        ("engine_core_outputs",),
+    ),
+    Hook(
+        "wraps",
         "vllm.v1.engine.llm_engine:LLMEngine.__init__",
         "as AsyncLLM.__init__",
         ("vllm_config", "log_stats", "stat_loggers"),
@@ -258,6 +265,18 @@ READS = (
         "output_kind",
         "sent_tokens_offset",
         "stream_interval",
+    ),
+    *_reads(
+        "vllm.v1.engine.output_processor:RequestOutputCollector",
+        "what waits for a client",
+        "aggregate",
+        "output",
+    ),
+    *_reads(
+        "vllm.v1.engine.output_processor:OutputProcessor",
+        "whose client does not read",
+        "abort_requests",
+        "request_states",
     ),
     *_reads(
         _CHAT, "whether somebody reads what has been streamed", "parser_cls", "enable_log_outputs"
