@@ -15,6 +15,14 @@ from typing import Any
 from benchmarks.peers import env
 from benchmarks.peers.drivers.protocol import family
 
+#: One thread of arithmetic for everybody, and nothing from outside.
+ALIKE = {
+    "OMP_NUM_THREADS": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+
 
 class DriverError(RuntimeError):
     """What the peer said when it could not."""
@@ -41,7 +49,7 @@ class Driver:
                 stderr=out,
                 text=True,
                 cwd=env.ROOT,
-                env=os.environ | variables | {"PYTHONPATH": str(env.ROOT)},
+                env=os.environ | ALIKE | variables | {"PYTHONPATH": str(env.ROOT)},
             )
 
     def ask(self, op: str, **what: Any) -> dict[str, Any]:

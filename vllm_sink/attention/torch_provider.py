@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import torch
 
-from vllm_sink.attention import cpu_kernel
+from vllm_sink.attention import cpu_decode, cpu_kernel
 from vllm_sink.attention.layer import LayerParams
 from vllm_sink.attention.tiles import Tile
 
@@ -33,10 +33,13 @@ def attend(
         output: [tokens, num_heads, head_size], written where the tile's queries are.
     """
     runs, queries = tile.queries.shape
+    fused = cpu_kernel.usable(layer, query)
+    if fused and queries == 1 and cpu_decode.attend(layer, tile, query, cache, output):
+        return
     keys = tile.window_slots.shape[1] + (0 if tile.sink_slots is None else tile.sink_slots.shape[1])
     floats = keys * (layer.num_kv_heads * 2 * layer.head_size + layer.num_heads * queries)
     at_once = max(1, FLOATS_AT_ONCE // floats)
-    compute = cpu_kernel.attend if cpu_kernel.usable(layer, query) else _attend
+    compute = cpu_kernel.attend if fused else _attend
     for a in range(0, runs, at_once):
         part = tile if runs <= at_once else tile.part(slice(a, a + at_once))
         output[part.queries] = compute(layer, part, query[part.queries], cache).to(output.dtype)

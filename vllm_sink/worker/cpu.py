@@ -7,12 +7,19 @@ from typing import Any
 from typing_extensions import override
 from vllm.v1.worker.cpu_worker import CPUWorker
 
+from vllm_sink.attention import cpu_decode
 from vllm_sink.worker.seeds import prepare_discarded_draws
 from vllm_sink.worker.worker import SinkWorkerMixin
 
 
 class SinkCPUWorker(SinkWorkerMixin, CPUWorker):
     """vLLM: ``v1/worker/cpu_worker.py``."""
+
+    @override
+    def compile_or_warm_up_model(self) -> Any:
+        # Not by the first stream that decodes.
+        cpu_decode.kernel()
+        return super().compile_or_warm_up_model()
 
     @override
     def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:

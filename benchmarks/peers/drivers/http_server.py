@@ -93,7 +93,7 @@ class HttpPeer(Peer):
         flags = (
             f"--host 127.0.0.1 --port {port} --served-model-name model --dtype {settings.dtype} "
             f"--kv-policy sink --sink-tokens {settings.sink_tokens} "
-            f"--window-tokens {settings.window_tokens} --enforce-eager "
+            f"--window-tokens {settings.window_tokens} "
             f"--max-num-seqs {settings.streams} --max-num-batched-tokens 512 "
             f"--kv-cache-memory-bytes {384 << 20} --disable-uvicorn-access-log"
         )

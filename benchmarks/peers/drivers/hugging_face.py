@@ -38,11 +38,15 @@ class HuggingFacePeer(Peer):
         """An empty cache, as the model takes it."""
         return None
 
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """Feeds [streams, n] tokens; logits after the last of each, [streams, vocabulary]."""
+    def logits(self, ids: torch.Tensor) -> torch.Tensor:
+        """Feeds [streams, n] tokens; logits after each, [streams, n, vocabulary]."""
         out = self.model(ids, past_key_values=self.cache, use_cache=True)
         self.cache = out.past_key_values
-        return out.logits[:, -1]
+        return out.logits
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Feeds [streams, n] tokens; logits after the last of each, [streams, vocabulary]."""
+        return self.logits(ids)[:, -1]
 
     def feed(self, ids: torch.Tensor) -> torch.Tensor:
         """A prompt: what fills the cache at once, the rest by and by."""
@@ -70,4 +74,16 @@ class HuggingFacePeer(Peer):
         for token, following in pairwise(tokens):
             logits = self.forward(torch.tensor([[token]]))
             found.append(logits[0].float().log_softmax(-1)[following].item())
+        return found
+
+    @torch.no_grad()
+    def stream(self, tokens: list[int], chunk: int) -> list[float]:
+        """What a chunk may see beyond its window is the chunk itself."""
+        self.cache = self.new_cache()
+        found: list[float] = []
+        for begin in range(0, len(tokens) - 1, chunk):
+            logits = self.logits(torch.tensor([tokens[begin : begin + chunk]]))[0]
+            after = torch.tensor(tokens[begin + 1 : begin + chunk + 1])
+            logprobs = logits[: len(after)].float().log_softmax(-1)
+            found += logprobs.gather(1, after[:, None])[:, 0].tolist()
         return found

@@ -35,7 +35,7 @@ class KvpressPeer(HuggingFacePeer):
         self.press.reset()
         return DynamicCache()
 
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+    def logits(self, ids: torch.Tensor) -> torch.Tensor:
         """The press trims the cache, so the model has to be told where its tokens stand."""
         positions = torch.arange(self.seen, self.seen + ids.shape[1])
         self.seen += ids.shape[1]
@@ -45,7 +45,7 @@ class KvpressPeer(HuggingFacePeer):
             use_cache=True,
             position_ids=positions[None],
         )
-        return out.logits[:, -1]
+        return out.logits
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ Only the standard library: a driver runs in its peer's environment, not in this 
     {"op": "decode", "tokens": N, "seconds": T}
                                             → {"tokens", "seconds", "cpu_seconds", "rounds"}
     {"op": "score", "tokens": [id, …]}      → {"logprobs": [...]}
+    {"op": "stream", "tokens": [id, …], "chunk": N}
+                                            → {"logprobs": [...]}
     {"op": "memory"}                        → {"peak_bytes": …}
     {"op": "quit"}
 
@@ -36,6 +38,7 @@ class Settings:
     sink_tokens, cache_tokens: S and S + W, tokens.
     dtype: of weights and arithmetic, where the peer has a choice.
     streams: most streams at once.
+    length: of a text that is scored as one; 0: what the peer has room for by itself.
     """
 
     model: str
@@ -44,6 +47,7 @@ class Settings:
     cache_tokens: int
     dtype: str
     streams: int
+    length: int = 0
 
     @property
     def window_tokens(self) -> int:
@@ -73,6 +77,10 @@ class Peer(ABC):
     def score(self, tokens: list[int]) -> list[float]:
         """Log-probability of each token but the first, teacher-forced under this peer's policy."""
         raise NotImplementedError("this driver cannot score")
+
+    def stream(self, tokens: list[int], chunk: int) -> list[float]:
+        """The same of a long text, so many tokens at a time where the peer can take several."""
+        return self.score(tokens)
 
     def processes(self) -> list[int]:
         """Whose CPU time and memory count."""
@@ -142,6 +150,8 @@ def answer(peer: Peer, question: dict[str, Any]) -> dict[str, Any]:
             return peer.decode(question["tokens"], question["seconds"])
         case "score":
             return {"logprobs": peer.score(question["tokens"])}
+        case "stream":
+            return {"logprobs": peer.stream(question["tokens"], question["chunk"])}
         case "memory":
             return {"peak_bytes": peer.peak_bytes()}
         case other:

@@ -38,6 +38,8 @@ def options(policy: str, settings: Settings) -> dict[str, Any]:
                         "name": "sink",
                         "sink_tokens": settings.sink_tokens,
                         "window_tokens": settings.window_tokens,
+                        # A text's log-probabilities are asked of one segment.
+                        **({"segment_tokens": settings.length + 1} if settings.length else {}),
                     }
                 }
             }
@@ -47,7 +49,7 @@ def options(policy: str, settings: Settings) -> dict[str, Any]:
 
 class VllmPeer(Peer):
     packages = ("vllm", "torch", "transformers")
-    notes = ("continuous batching in one process; no HTTP and no text",)
+    notes = ("continuous batching in one process, compiled (vLLM's default); no HTTP, no text",)
 
     def load(self, settings: Settings) -> None:
         from vllm import LLM
@@ -57,7 +59,6 @@ class VllmPeer(Peer):
         self.llm = LLM(
             settings.model,
             dtype=settings.dtype,
-            enforce_eager=True,
             max_num_seqs=settings.streams,
             max_num_batched_tokens=512,
             kv_cache_memory_bytes=KV_BYTES,

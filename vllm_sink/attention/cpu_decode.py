@@ -1,0 +1,128 @@
+"""The CPU's decode kernel (``kernels/cpu_decode.cpp``): compiled once a machine, then loaded.
+
+As vLLM on a CPU compiles models with the machine's own compiler, so is this. Where there is none,
+``cpu_kernel`` does the same with torch's.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from vllm import envs
+from vllm.logger import init_logger
+
+from vllm_sink.rope.phase import angles
+
+if TYPE_CHECKING:
+    from vllm_sink.attention.layer import LayerParams
+    from vllm_sink.attention.tiles import Tile
+
+logger = init_logger("vllm.sink")
+
+SOURCE = Path(__file__).parent / "kernels" / "cpu_decode.cpp"
+NAME = "vllm_sink_cpu_decode"
+#: For this very processor; products may be summed in any order, as vectors want it.
+FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fassociative-math"]
+FLAGS += ["-fno-signed-zeros", "-fopenmp-simd"]
+DTYPES = (torch.bfloat16, torch.float32)
+#: Set to 0, nothing is compiled.
+SWITCH = "VLLM_SINK_CPU_KERNEL"
+
+
+@functools.cache
+def kernel() -> Any:
+    """``torch.ops.vllm_sink.cpu_decode``, or None where it cannot be had; the log says why."""
+    if os.environ.get(SWITCH, "1") == "0":
+        return None
+    try:
+        _load()
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        lines = str(error).strip().splitlines()
+        logger.warning(
+            "The CPU's decode kernel was not compiled, torch's is used: %s",
+            lines[-1] if lines else repr(error),
+        )
+        return None
+    return torch.ops.vllm_sink.cpu_decode
+
+
+def _load() -> None:
+    """Register the operation, from the shared object if it is there, else by making it."""
+    told = SOURCE.read_bytes() + " ".join([*FLAGS, torch.__version__, *_processor()]).encode()
+    folder = Path(envs.VLLM_CACHE_ROOT) / "vllm_sink"
+    library = folder / f"{NAME}-{hashlib.sha256(told).hexdigest()[:16]}.so"
+    if library.exists():
+        torch.ops.load_library(library)
+        return
+    from torch.utils.cpp_extension import load
+
+    folder.mkdir(parents=True, exist_ok=True)
+    logger.info("Compiling the CPU's decode kernel: half a minute, once a machine.")
+    begin = time.monotonic()
+    # A folder of its own: whoever else compiles is not waited for, were it dead or alive.
+    with tempfile.TemporaryDirectory(dir=folder) as build:
+        load(NAME, [str(SOURCE)], FLAGS, build_directory=build, is_python_module=False)
+        made = shutil.copy(Path(build) / f"{NAME}.so", f"{build}.so")
+    os.replace(made, library)
+    logger.info("Compiled it in %.0f s: %s", time.monotonic() - begin, library)
+
+
+def _processor() -> list[str]:
+    """What ``-march=native`` depends on: a cache may be shared by unlike machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
+    return next(([x] for x in lines if x.startswith(("flags", "Features"))), [])
+
+
+def attend(
+    layer: LayerParams, tile: Tile, query: torch.Tensor, cache: torch.Tensor, output: torch.Tensor
+) -> bool:
+    """Attention of a tile of decodes; False where this kernel does not compute it.
+
+    Args:
+        layer: of the layer; without soft cap and ALiBi.
+        tile: with one query a run.
+        query: [tokens, num_heads, head_size], rotated at their true index.
+        cache: [slots, num_kv_heads, 2 * head_size], keys then values.
+        output: [tokens, num_heads, head_size], written where the tile's queries are.
+    """
+    decode = kernel() if query.dtype in DTYPES else None
+    if decode is None:
+        return False
+    window = layer.window_tokens
+    has_sinks = layer.sinks and tile.sink_slots is not None
+    rows = tile.once("rows", lambda: tile.queries[:, 0].contiguous())
+    slots, visible = tile.once(("keys", window, has_sinks), lambda: _keys(tile, window, has_sinks))
+    if has_sinks and layer.rotary is not None:
+        units, evicted = layer.rotary.units, tile.evicted
+        assert evicted is not None
+        cos, sin = tile.once(("turn", layer.rotary.key), lambda: angles(evicted[:, 0], units))
+        neox = layer.rotary.is_neox_style
+    else:
+        cos = sin = tile.once("no turn", lambda: torch.empty(len(rows), 0))
+        neox = True
+    sinks = tile.sink_slots.shape[1] if has_sinks and tile.sink_slots is not None else 0
+    decode(query, rows, cache, slots, visible, sinks, cos, sin, neox, layer.scale, output)
+    return True
+
+
+def _keys(tile: Tile, window: int, has_sinks: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Slots and what is visible of them, [n, keys], sinks first."""
+    visible = tile.visible(window)[:, 0]
+    if not has_sinks:
+        return tile.window_slots.contiguous(), visible.contiguous()
+    assert tile.sink_slots is not None
+    assert tile.sink_visible is not None
+    slots = torch.cat((tile.sink_slots, tile.window_slots), 1)
+    return slots, torch.cat((tile.sink_visible[:, 0], visible), 1)
