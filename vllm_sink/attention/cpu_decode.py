@@ -35,7 +35,7 @@ FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fass
 FLAGS += ["-fno-signed-zeros", "-fopenmp-simd"]
 DTYPES = (torch.bfloat16, torch.float32)
 #: Set to 0, nothing is compiled.
-SWITCH = "VLLM_SINK_CPU_KERNEL"
+SWITCH = "SINK_CPU_KERNEL"
 
 
 @functools.cache
