@@ -21,7 +21,7 @@ export PORT
 export VLLM_SINK_VLLM = $(VLLM)
 
 .DEFAULT_GOAL := help
-.PHONY: help env model text serve test test-all test-gpu memcheck bench-gpu soak evidence evidence-gpu monitoring-test ray-test manifests schemas dashboard dashboard-picture compat lint type ci clean
+.PHONY: help env model text serve test test-all test-gpu memcheck bench-gpu soak evidence evidence-gpu peers monitoring-test ray-test manifests schemas dashboard dashboard-picture compat lint type ci clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -62,6 +62,13 @@ evidence: env model text ## the paper's experiments on a CPU, an hour; goes on w
 
 evidence-gpu: env model text ## those that need a GPU: a million tokens, time against cache size
 	$(VENV)/python -m benchmarks.paper.evidence --gpu $(ARGS)
+
+peers: env model text ## the peers side by side: who computes the policy, past the context, speed (an hour)
+	$(VENV)/python -m benchmarks.peers.env
+	$(VENV)/python -m benchmarks.peers.gguf
+	$(VENV)/python -m benchmarks.peers.agreement --tokens 512 --json benchmarks/out/peers-agreement.json
+	$(VENV)/python -m benchmarks.peers.beyond --json benchmarks/out/peers-beyond.json
+	$(VENV)/python -m benchmarks.peers --json benchmarks/out/peers.json $(ARGS)
 
 monitoring-test: env model ## real server, real Prometheus: every query of every panel and rule
 	@command -v prometheus >/dev/null && command -v promtool >/dev/null || { \

@@ -32,7 +32,7 @@ SOURCE = Path(__file__).parent / "kernels" / "cpu_decode.cpp"
 NAME = "vllm_sink_cpu_decode"
 #: For this very processor; products may be summed in any order, as vectors want it.
 FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fassociative-math"]
-FLAGS += ["-fno-signed-zeros", "-fopenmp-simd"]
+FLAGS += ["-fno-signed-zeros", "-fopenmp"]
 DTYPES = (torch.bfloat16, torch.float32)
 #: Set to 0, nothing is compiled.
 SWITCH = "SINK_CPU_KERNEL"
@@ -45,7 +45,7 @@ def kernel() -> Any:
         return None
     try:
         _load()
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+    except (ImportError, OSError, RuntimeError, subprocess.SubprocessError) as error:
         lines = str(error).strip().splitlines()
         logger.warning(
             "The CPU's decode kernel was not compiled, torch's is used: %s",
@@ -70,7 +70,15 @@ def _load() -> None:
     begin = time.monotonic()
     # A folder of its own: whoever else compiles is not waited for, were it dead or alive.
     with tempfile.TemporaryDirectory(dir=folder) as build:
-        load(NAME, [str(SOURCE)], FLAGS, build_directory=build, is_python_module=False)
+        load(
+            NAME,
+            [str(SOURCE)],
+            extra_cflags=FLAGS,
+            # Threads are those of torch, whose runtime is loaded under the same name.
+            extra_ldflags=["-fopenmp"],
+            build_directory=build,
+            is_python_module=False,
+        )
         made = shutil.copy(Path(build) / f"{NAME}.so", f"{build}.so")
     os.replace(made, library)
     logger.info("Compiled it in %.0f s: %s", time.monotonic() - begin, library)
