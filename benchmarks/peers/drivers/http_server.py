@@ -26,6 +26,8 @@ from benchmarks.peers.drivers.protocol import Peer, Settings, family, serve
 
 #: Seconds until a server has to be up.
 PATIENCE = 600
+#: Seconds in which it has to notice that its clients left.
+SETTLED = 20
 
 
 class Stream(threading.Thread):
@@ -186,7 +188,19 @@ class HttpPeer(Peer):
         used = self.cpu_seconds() - cpu
         self._check()
         self._leave()
+        self._settle()
         return {"tokens": produced, "seconds": elapsed, "cpu_seconds": used}
+
+    def _settle(self) -> None:
+        """Wait until it rests: put to sleep in a step, it wakes up past its own deadlines."""
+        end = time.monotonic() + SETTLED
+        before = self.cpu_seconds()
+        while time.monotonic() < end:
+            time.sleep(0.5)
+            now = self.cpu_seconds()
+            if now - before < 0.05:
+                return
+            before = now
 
     def _tokens(self) -> int:
         return sum(stream.tokens for stream in self.streams)
