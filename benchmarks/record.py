@@ -64,3 +64,9 @@ def write(path: Path, result: dict[str, Any]) -> None:
     """Write a result as JSON, with its provenance."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result | {"run": provenance()}, indent=1) + "\n")
+
+
+def earlier(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """The result that is there already, if it was made with these settings; else an empty one."""
+    told: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return told if {key: told.get(key) for key in settings} == settings else {}

@@ -11,7 +11,6 @@ already are kept.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import time
@@ -133,7 +132,6 @@ def main() -> None:
     args = parse_args()
     names = args.peers.split(";") if args.peers else [n for n in PEERS if PEERS[n].agreement]
     tokens = text_tokens(args.model, args.text, args.tokens)
-    told = json.loads(args.json.read_text()) if args.json.is_file() else {}
     settings = {
         "model": Path(args.model).name,
         "text": args.text.name,
@@ -141,12 +139,12 @@ def main() -> None:
         "sink_tokens": args.sink_tokens,
         "cache_tokens": args.cache_tokens,
     }
-    kept = {key: told.get(key) for key in settings} == settings
+    told = record.earlier(args.json, settings)
     result: dict[str, Any] = {
         "benchmark": "peers agreement",
         **settings,
-        "reference": told["reference"] if kept else reference(args, tokens),
-        "peers": told["peers"] if kept else {},
+        "reference": told.get("reference") or reference(args, tokens),
+        "peers": told.get("peers", {}),
     }
     for name in tqdm(names, desc="peers"):
         if "logprobs" in result["peers"].get(name, {}):

@@ -10,7 +10,6 @@ when it would not. The result is written after each peer, and peers that are in 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 from pathlib import Path
@@ -122,7 +121,6 @@ def main() -> None:
 
     args = parse_args()
     tokens = text_tokens(args.model, args.text, args.tokens)
-    told = json.loads(args.json.read_text()) if args.json.is_file() else {}
     settings = {
         "model": Path(args.model).name,
         "text": args.text.name,
@@ -131,13 +129,13 @@ def main() -> None:
         "sink_tokens": args.sink_tokens,
         "cache_tokens": args.cache_tokens,
     }
-    kept = {key: told.get(key) for key in settings} == settings
+    told = record.earlier(args.json, settings)
     native = engines.native_context(args.model)
     result: dict[str, Any] = {
         "benchmark": "peers beyond",
         **settings,
         "native_context": native,
-        "peers": told["peers"] if kept else {},
+        "peers": told.get("peers", {}),
     }
     for name in tqdm(args.names, desc="peers"):
         if "logprobs" in result["peers"].get(name, {}):
