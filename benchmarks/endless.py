@@ -143,6 +143,7 @@ class Run:
                 "rollovers": self.served.rollovers(),
                 "kv_blocks": self.served.kv_blocks(),
                 "memory": self.served.memory(),
+                "cpu_seconds": self.served.cpu_seconds(),
             }
         )
 
@@ -178,6 +179,20 @@ def tenth(values: list[float], number: int) -> float:
     """The median of the ``number``-th tenth, counted from 1."""
     a, b = (number - 1) * len(values) // 10, number * len(values) // 10
     return statistics.median(values[a : max(b, a + 1)])
+
+
+def cpu_per_token(samples: list[dict[str, Any]], number: int) -> dict[str, float]:
+    """CPU milliseconds that each process spent on a token in this tenth of all tokens."""
+    tokens = samples[-1]["tokens"]
+    begin, end = (
+        min(samples, key=lambda s: abs(s["tokens"] - part * tokens / 10))
+        for part in (number - 1, number)
+    )
+    made = max(1, end["tokens"] - begin["tokens"])
+    return {
+        name: 1000 * (end["cpu_seconds"][name] - begin["cpu_seconds"][name]) / made
+        for name in sorted(begin["cpu_seconds"].keys() & end["cpu_seconds"].keys())
+    }
 
 
 def settled(samples: list[dict[str, Any]], least: int, pool: int) -> list[dict[str, Any]]:
@@ -247,6 +262,8 @@ def summarise(run: Run) -> dict[str, Any]:
         "ms_per_token_second_tenth": statistics.median(tenth(s, 2) for s in steps),
         "ms_per_token_last_tenth": statistics.median(tenth(s, 10) for s in steps),
         "last_over_second_tenth": statistics.median(ratios) if ratios else None,
+        "cpu_ms_per_token_second_tenth": cpu_per_token(run.samples, 2),
+        "cpu_ms_per_token_last_tenth": cpu_per_token(run.samples, 10),
         "kv_pool_tokens": run.pool_tokens,
         "settled_from_token": steady[0]["tokens"] if steady else None,
         "settled_rounds": len(rounds),
