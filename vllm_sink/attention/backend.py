@@ -16,7 +16,7 @@ from vllm.v1.attention.backend import (
 )
 from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheLayout
 
-from vllm_sink.attention import providers
+from vllm_sink.attention import cpu_decode, providers
 from vllm_sink.attention.layer import LayerParams
 from vllm_sink.attention.metadata import SinkMetadata, SinkMetadataBuilder
 from vllm_sink.attention.torch_provider import attend
@@ -78,6 +78,8 @@ class SinkAttentionImpl(AttentionImpl[SinkMetadata]):
         )
         self.provider_name = kv_policy.provider
         self._provider: providers.Provider | None = None
+        self._paged: torch.Tensor | None = None
+        self._slots = torch.empty(0)
 
     def provider(self, dtype: torch.dtype) -> providers.Provider:
         """The layer's provider, made when its rotary module is bound."""
@@ -85,6 +87,15 @@ class SinkAttentionImpl(AttentionImpl[SinkMetadata]):
             self._provider = providers.make(self.provider_name, self.layer, dtype)
             assert self._provider is not None
         return self._provider
+
+    def _by_slot(self, kv_cache: torch.Tensor) -> torch.Tensor:
+        """[slots, num_kv_heads, 2 * head_size]: a view, made once, since every step asks for it.
+
+        Slots are contiguous in memory under the layout that the backend asks for.
+        """
+        if self._paged is not kv_cache:
+            self._paged, self._slots = kv_cache, kv_cache.transpose(1, 2).flatten(0, 1)
+        return self._slots
 
     def do_kv_cache_update(
         self,
@@ -112,8 +123,9 @@ class SinkAttentionImpl(AttentionImpl[SinkMetadata]):
                 key, value, key_cache, value_cache, slot_mapping, self.kv_cache_dtype, *scales
             )
             return
-        # A view: slots are contiguous in memory under the NHD layout that the backend asks for.
-        cache = kv_cache.transpose(1, 2).flatten(0, 1)
+        cache = self._by_slot(kv_cache)
+        if cpu_decode.store(key, value, cache, slot_mapping):
+            return
         tokens = slot_mapping.shape[0]
         cache[slot_mapping] = torch.cat((key[:tokens], value[:tokens]), -1).to(cache.dtype)
 
@@ -159,7 +171,7 @@ class SinkAttentionImpl(AttentionImpl[SinkMetadata]):
                 attn_metadata.paged, query[:tokens], key_cache, value_cache, output[:tokens]
             )
             return output
-        cache = kv_cache.transpose(1, 2).flatten(0, 1)
+        cache = self._by_slot(kv_cache)
         for tile in attn_metadata.tiles:
             attend(self.layer, tile, query, cache, output)
         return output

@@ -1,7 +1,7 @@
 """The CPU's decode kernel (``kernels/cpu_decode.cpp``): compiled once a machine, then loaded.
 
-As vLLM on a CPU compiles models with the machine's own compiler, so is this. Where there is none,
-``cpu_kernel`` does the same with torch's.
+With it comes what stores a step's keys and values. As vLLM on a CPU compiles models with the
+machine's own compiler, so is this. Where there is none, ``cpu_kernel`` does the same with torch's.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -33,6 +34,8 @@ NAME = "vllm_sink_cpu_decode"
 #: For this very processor; products may be summed in any order, as vectors want it.
 FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fassociative-math"]
 FLAGS += ["-fno-signed-zeros", "-fopenmp"]
+if platform.machine() == "x86_64":
+    FLAGS.append("-mprefer-vector-width=512")
 DTYPES = (torch.bfloat16, torch.float32)
 #: Set to 0, nothing is compiled.
 SWITCH = "SINK_CPU_KERNEL"
@@ -40,7 +43,7 @@ SWITCH = "SINK_CPU_KERNEL"
 
 @functools.cache
 def kernel() -> Any:
-    """``torch.ops.vllm_sink.cpu_decode``, or None where it cannot be had; the log says why."""
+    """``torch.ops.vllm_sink``, or None where it cannot be compiled; the log says why."""
     if os.environ.get(SWITCH, "1") == "0":
         return None
     try:
@@ -52,7 +55,7 @@ def kernel() -> Any:
             lines[-1] if lines else repr(error),
         )
         return None
-    return torch.ops.vllm_sink.cpu_decode
+    return torch.ops.vllm_sink
 
 
 def _load() -> None:
@@ -105,8 +108,8 @@ def attend(
         cache: [slots, num_kv_heads, 2 * head_size], keys then values.
         output: [tokens, num_heads, head_size], written where the tile's queries are.
     """
-    decode = kernel() if query.dtype in DTYPES else None
-    if decode is None:
+    compiled = kernel() if query.dtype in DTYPES else None
+    if compiled is None:
         return False
     window = layer.window_tokens
     has_sinks = layer.sinks and tile.sink_slots is not None
@@ -121,7 +124,23 @@ def attend(
         cos = sin = tile.once("no turn", lambda: torch.empty(len(rows), 0))
         neox = True
     sinks = tile.sink_slots.shape[1] if has_sinks and tile.sink_slots is not None else 0
-    decode(query, rows, cache, slots, visible, sinks, cos, sin, neox, layer.scale, output)
+    turn = (cos, sin, neox)
+    compiled.cpu_decode(query, rows, cache, slots, visible, sinks, *turn, layer.scale, output)
+    return True
+
+
+def store(key: torch.Tensor, value: torch.Tensor, cache: torch.Tensor, slots: torch.Tensor) -> bool:
+    """Write a step's keys and values where they belong; False where torch must do it.
+
+    Args:
+        key, value: [tokens, num_kv_heads, head_size].
+        cache: [slots, num_kv_heads, 2 * head_size], of the same type.
+        slots: int64 [<= tokens]; nothing is stored where it is negative.
+    """
+    compiled = kernel() if cache.device.type == "cpu" and key.dtype == cache.dtype else None
+    if compiled is None:
+        return False
+    compiled.cpu_store(key, value, cache, slots)
     return True
 
 

@@ -97,7 +97,9 @@ class RollingStreams(_Base):
     @override
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         if self._rolls():
-            for request in self.running:
+            # Hardly ever any, when vLLM schedules a step ahead: it is asked for every stream, at
+            # every step, and what is in flight arrives first.
+            for request in [r for r in self.running if not r.num_in_flight_tokens]:
                 if self._due(request):
                     self._roll(request)
         output = super().schedule(*args, **kwargs)
@@ -119,9 +121,7 @@ class RollingStreams(_Base):
             request.prefill_stats.num_computed_tokens += more
 
     def _due(self, request: Request) -> bool:
-        """Whether the stream rolls before this step; what is in flight arrives first."""
-        if request.num_in_flight_tokens:
-            return False
+        """Whether a stream rolls before this step; nothing of it is in flight."""
         left = request.num_tokens - request.num_computed_tokens
         if request.request_id in self._rests:
             return left <= self.max_num_scheduled_tokens
@@ -139,6 +139,8 @@ class RollingStreams(_Base):
         and none of a stream that must roll, until all that is in flight has arrived.
         """
         tokens = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
+        if num_computed_tokens < self.full - 1 and not self._rests:
+            return tokens
         if request.request_id in self._rests:
             return max(0, min(tokens, request.num_tokens - 1 - num_computed_tokens))
         length = request.num_tokens + request.num_output_placeholders
