@@ -99,6 +99,47 @@ def test_other_types_are_left_to_torch() -> None:
     assert not cpu_decode.attend(layer, _tile(4), query, cache, query.clone())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_hidden_may_hold_anything(dtype: torch.dtype) -> None:
+    """A slot that nobody wrote to yet: its NaN is not weighted by zero, it is not read."""
+    if cpu_decode.kernel() is None:
+        pytest.skip("this machine has no C++ compiler")
+    layer = LayerParams(4, 2, 64, 0.125, WINDOW, False)
+    seen, keys = 7, 20
+    distance = torch.arange(keys).flip(0) - (keys - seen)
+    tile = Tile(torch.tensor([[1]]), torch.arange(keys)[None], distance[None, None])
+    assert int(tile.visible(WINDOW).sum()) == seen
+    cache = torch.randn(keys, 2, 128).to(dtype)
+    cache[seen:] = float("nan")
+    query = torch.randn(3, 4, 64).to(dtype)
+    output = torch.zeros_like(query)
+    assert cpu_decode.attend(layer, tile, query, cache, output)
+    short = Tile(tile.queries, tile.window_slots[:, :seen], tile.distance[:, :, :seen])
+    plain = torch_provider._attend(layer, short, query[tile.queries].float(), cache.float())
+    assert (output[1].float() - plain[0, 0]).abs().max() < 1e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_keys_and_values_are_stored_where_they_belong(dtype: torch.dtype) -> None:
+    if cpu_decode.kernel() is None:
+        pytest.skip("this machine has no C++ compiler")
+    # As vLLM gives them: parts of wider rows, with a row of padding at the end.
+    wide = torch.randn(5, 3 * 2 * 48 + 7).to(dtype)
+    key, value = wide[:, :96].view(5, 2, 48), wide[:, 100:196].view(5, 2, 48)
+    cache = torch.zeros(9, 2, 96, dtype=dtype)
+    assert cpu_decode.store(key, value, cache, torch.tensor([7, -1, 0, 3]))
+    expected = torch.zeros_like(cache)
+    for token, slot in ((0, 7), (2, 0), (3, 3)):
+        expected[slot] = torch.cat((key[token], value[token]), -1)
+    assert torch.equal(cache, expected)
+
+
+def test_another_type_of_cache_is_left_to_torch() -> None:
+    key = torch.zeros(1, 2, 16)
+    cache = torch.zeros(4, 2, 32, dtype=torch.bfloat16)
+    assert not cpu_decode.store(key, key, cache, torch.tensor([0]))
+
+
 SCRIPT = "from vllm_sink.attention import cpu_decode; print(cpu_decode.kernel())"
 
 

@@ -49,6 +49,7 @@ _CHAT = "vllm.entrypoints.openai.chat_completion.serving:OpenAIServingChat"
 _STATE = "vllm.v1.engine.output_processor:RequestState"
 _SCHEDULER = "vllm.v1.core.sched.scheduler:Scheduler"
 _REQUEST = "vllm.v1.request:Request"
+_SPIN = "vllm.distributed.device_communicators.shm_broadcast:SpinCondition"
 _RUNNER_V1 = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
 _RUNNER_V2 = "vllm.v1.worker.gpu.model_runner:GPUModelRunner"
 _STATES_V2 = "vllm.v1.worker.gpu.states:RequestState"
@@ -139,6 +140,11 @@ WRAPS = (
         "a prompt is turned into text, all of it, at the first token of its answer, in the event "
         "loop",
         ("tokenizer", "request"),
+    ),
+    Hook(
+        "wraps",
+        f"{_SPIN}.record_read",
+        "a reader that never idles leaves its socket unread, which keeps 41 bytes for each message",
     ),
     Hook(
         "wraps",
@@ -289,6 +295,7 @@ READS = (
         "_last_output_text_offset",
         "min_tokens",
     ),
+    *_reads(_SPIN, "its socket is looked at now and then", "local_notify_socket"),
     *_reads(
         "vllm.v1.engine.detokenizer:FastIncrementalDetokenizer",
         "a prompt's end is enough",

@@ -18,6 +18,7 @@ from vllm_sink.cache.manager import SinkWindowManager
 from vllm_sink.engine.rollover import RollingStreams
 from vllm_sink.engine.stats import StreamReporting
 from vllm_sink.policy import policy_of
+from vllm_sink.queues import read_notices
 from vllm_sink.request_args import sink_tokens_of
 from vllm_sink.segments import ENDLESS_TOKENS
 
@@ -36,6 +37,7 @@ class StreamScheduling(_Base):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        read_notices()
         found = policy_of(self.vllm_config)
         assert found is not None, "this scheduler belongs to engines with a policy"
         self.kv_policy = found

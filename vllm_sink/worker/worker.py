@@ -14,6 +14,7 @@ from vllm_sink.attention.providers import is_paged
 from vllm_sink.attention.rows import rows_of
 from vllm_sink.errors import PolicyError
 from vllm_sink.policy import policy_of
+from vllm_sink.queues import read_notices
 from vllm_sink.worker.binding import bind_rotary
 from vllm_sink.worker.rollover import StreamRollovers, rollovers_for
 
@@ -34,6 +35,7 @@ class SinkWorkerMixin(_Base):
 
     @override
     def load_model(self, **kwargs: Any) -> None:
+        read_notices()
         with compat.attention_backend_override():
             super().load_model(**kwargs)
         model = self.model_runner.get_model()

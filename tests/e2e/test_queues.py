@@ -1,0 +1,57 @@
+"""A reader of vLLM's queues that never idles keeps nothing of what would have woken it."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import zmq
+from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
+from vllm.utils.network_utils import get_open_zmq_ipc_path
+
+from vllm_sink import queues
+
+MESSAGES = 10_000
+
+
+def resident_bytes() -> int:
+    status = Path(f"/proc/{os.getpid()}/status").read_text()
+    found = re.search(r"^RssAnon:\s+(\d+) kB$", status, re.MULTILINE)
+    assert found is not None
+    return 1024 * int(found[1])
+
+
+def grown(record_read: Any) -> float:
+    """Bytes a message, of a reader that is told of one by one and is never idle."""
+    context = zmq.Context()
+    address = get_open_zmq_ipc_path()
+    writer = SpinCondition(False, context, address)
+    reader = SpinCondition(True, context, address)
+    time.sleep(0.5)  # to connect
+    try:
+
+        def tell(messages: int) -> None:
+            for _ in range(messages):
+                writer.notify()
+                record_read(reader)
+                # What comes too fast is dropped by the socket, and nothing is kept of that.
+                time.sleep(5e-4)
+
+        tell(2 * queues.EVERY)
+        before = resident_bytes()
+        tell(MESSAGES)
+        return (resident_bytes() - before) / MESSAGES
+    finally:
+        sockets = (writer.local_notify_socket, reader.local_notify_socket)
+        for socket in (*sockets, reader.read_cancel_socket, reader.write_cancel_socket):
+            socket.close(linger=0)
+        context.term()
+
+
+def test_notices_are_read_now_and_then() -> None:
+    plain = getattr(SpinCondition.record_read, "__wrapped__", SpinCondition.record_read)
+    assert grown(plain) > 4, "vLLM reads them itself: the hook is not needed any more"
+    assert grown(queues.with_notices_read(plain)) < 1
