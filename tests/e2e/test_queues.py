@@ -24,8 +24,12 @@ def resident_bytes() -> int:
     return 1024 * int(found[1])
 
 
-def grown(record_read: Any) -> float:
-    """Bytes a message, of a reader that is told of one by one and is never idle."""
+def grown(record_read: Any, pace: float) -> float:
+    """Bytes a message, of a reader that is told of one by one and is never idle.
+
+    What comes too fast is dropped by the socket, and nothing is kept of that: ``pace`` seconds lie
+    between two messages.
+    """
     context = zmq.Context()
     address = get_open_zmq_ipc_path()
     writer = SpinCondition(False, context, address)
@@ -37,8 +41,7 @@ def grown(record_read: Any) -> float:
             for _ in range(messages):
                 writer.notify()
                 record_read(reader)
-                # What comes too fast is dropped by the socket, and nothing is kept of that.
-                time.sleep(5e-4)
+                time.sleep(pace)
 
         tell(2 * queues.EVERY)
         before = resident_bytes()
@@ -53,5 +56,9 @@ def grown(record_read: Any) -> float:
 
 def test_notices_are_read_now_and_then() -> None:
     plain = getattr(SpinCondition.record_read, "__wrapped__", SpinCondition.record_read)
-    assert grown(plain) > 4, "vLLM reads them itself: the hook is not needed any more"
-    assert grown(queues.with_notices_read(plain)) < 1
+    # A busy machine needs the slower one.
+    for pace in (5e-4, 2e-3):
+        if (before := grown(plain, pace)) > 4:
+            break
+    assert before > 4, "vLLM reads them itself: the hook is not needed any more"
+    assert grown(queues.with_notices_read(plain), pace) < before / 3
