@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import re
 import time
-from pathlib import Path
 from typing import Any
 
 import zmq
@@ -13,15 +10,9 @@ from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
 from vllm.utils.network_utils import get_open_zmq_ipc_path
 
 from vllm_sink import queues
+from vllm_sink.metrics.collector import resident_bytes
 
 MESSAGES = 10_000
-
-
-def resident_bytes() -> int:
-    status = Path(f"/proc/{os.getpid()}/status").read_text()
-    found = re.search(r"^RssAnon:\s+(\d+) kB$", status, re.MULTILINE)
-    assert found is not None
-    return 1024 * int(found[1])
 
 
 def grown(record_read: Any, pace: float) -> float:

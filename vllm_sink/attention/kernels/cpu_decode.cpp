@@ -137,7 +137,6 @@ struct Room {
 };
 
 // Scores of a block of keys by one head, and what becomes of its sums.
-template <int64_t SIZE>
 INLINE void score(const Shape& shape, Room& room, int64_t head, int64_t wide, Floats hidden) {
   const int64_t vectors = wide / LANES;
   float* q = room.query + head * wide;
@@ -228,7 +227,7 @@ void attend(const Shape& shape, const T* query, const T* cache, const int64_t* s
           turn(room.block + i * wide, cos, sin, shape.pairs, shape.neox);
       }
       for (int64_t h = head * group; h < (head + 1) * group; ++h)
-        score<SIZE>(shape, room, h, wide, hidden);
+        score(shape, room, h, wide, hidden);
       for (int64_t i = 0; i < LANES; ++i) take(i, size);
       for (int64_t h = head * group; h < (head + 1) * group; ++h) gain<SIZE>(room, h, wide);
     }
