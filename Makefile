@@ -32,6 +32,9 @@ env: ## build .venv: vLLM for this machine, this project, its tools (VLLM_SINK_D
 model: env ## make models/smollm2-135m-instruct, a real model of 135 M parameters
 	@$(VENV)/python deploy/local/make_model.py
 
+gemma: env ## make models/gemma-3-270m for the evidence; Gemma's terms of use apply
+	@$(VENV)/python deploy/local/make_gemma.py
+
 text: env ## make models/texts, Jane Austen's novels to measure on
 	@$(VENV)/python deploy/local/make_text.py
 

