@@ -42,8 +42,8 @@ def test_text_is_split_as_gemma_does(tokenizer, text: str, pieces: list[str]) ->
 
 
 def test_it_reads_english(tokenizer) -> None:
-    # Which layers are local, and at what angle those turn, is in no field of the file; its norms are
-    # one off. The text is longer than a local layer's window.
+    # Which layers are local, and at what angle those turn, is in no field of the file; its norms
+    # are off by one. The text is longer than a local layer's window.
     text = (Path(__file__).resolve().parents[2] / "README.md").read_text()[:4000]
     ids = tokenizer(text, return_tensors="pt").input_ids
     assert ids.shape[1] > 600
