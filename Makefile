@@ -21,7 +21,7 @@ export PORT
 export VLLM_SINK_VLLM = $(VLLM)
 
 .DEFAULT_GOAL := help
-.PHONY: help env model text serve test test-all test-gpu memcheck bench-gpu soak evidence evidence-gpu peers monitoring-test ray-test manifests schemas dashboard dashboard-picture compat lint type ci clean
+.PHONY: help env model gemma text serve test test-all test-gpu memcheck bench-gpu soak evidence evidence-gpu peers monitoring-test ray-test manifests schemas dashboard dashboard-picture compat lint type ci clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20

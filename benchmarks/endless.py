@@ -337,8 +337,9 @@ def draw(result: dict[str, Any], path: Path) -> None:
     axes[1, 0].set(xlabel="tokens, all streams", ylabel="KV blocks in use", ylim=(0, None))
     axes[1, 1].plot(tokens, [s["rollovers"] for s in samples], linewidth=1)
     axes[1, 1].set(xlabel="tokens, all streams", ylabel="rollovers")
+    streams = "1 stream" if result["streams"] == 1 else f"{result['streams']} streams"
     figure.suptitle(
-        f"{result['streams']} streams, S {result['sink_tokens']}, W {result['window_tokens']}, "
+        f"{streams}, S {result['sink_tokens']}, W {result['window_tokens']}, "
         f"segments of {result['segment_tokens']}: {result['tokens']:,} tokens"
     )
     figure.tight_layout()
