@@ -11,6 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from benchmarks.paper.results import Result, load
 
@@ -213,8 +214,10 @@ def time_and_memory(result: Result, path: Path) -> bool:
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.margins(0.08, 0.15)
-        for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            axis(lambda y, _: f"{y:,g}")
+        # Two decades or less have few of the powers of ten, more have no room for all of 1 to 9.
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(lambda y, _: f"{y:,g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xticks(at, [f"{n:,}" for n in at])
         axes.set_xlabel("tokens in the cache")
         axes.set_ylabel(text)
