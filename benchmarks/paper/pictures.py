@@ -35,6 +35,17 @@ def _mark(axes: Any, at: float, text: str) -> None:
     )
 
 
+def _plain_numbers(axes: Any) -> None:
+    """A logarithmic axis that says 50 and 2,000, of what is drawn already: within a decade there are
+    few powers of ten to name, over more there is no room for all of 1 to 9."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    named = (1, 2, 3, 4, 5, 7) if high < 10 * low else (1, 2, 5)
+    axes.yaxis.set_major_locator(LogLocator(subs=named))
+    axes.yaxis.set_major_formatter(lambda y, _: f"{y:,g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
 def label(result: Result) -> str:
     """What a curve is, in a reader's words."""
     if result["policy"] == "full":
@@ -63,8 +74,7 @@ def curves(axes: Axes, results: list[Result], colors: list[str]) -> None:
             axes.plot(at, values, color=color, linewidth=1.3, label=label(result))
     context = results[0]["native_context"]
     _mark(axes, context, f"the model's context, {context:,}")
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(lambda y, _: f"{y:,g}")
+    _plain_numbers(axes)
     axes.set_xlabel("position in the text (tokens)")
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
 
@@ -212,12 +222,8 @@ def time_and_memory(result: Result, path: Path) -> bool:
         )
     for axes, text in ((time, "time per output token (ms)"), (memory, "KV memory held (MiB)")):
         axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
         axes.margins(0.08, 0.15)
-        # Two decades or less have few of the powers of ten, more have no room for all of 1 to 9.
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.yaxis.set_major_formatter(lambda y, _: f"{y:,g}")
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        _plain_numbers(axes)
         axes.set_xticks(at, [f"{n:,}" for n in at])
         axes.set_xlabel("tokens in the cache")
         axes.set_ylabel(text)

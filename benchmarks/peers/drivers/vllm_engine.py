@@ -38,8 +38,9 @@ def options(policy: str, settings: Settings) -> dict[str, Any]:
                         "name": "sink",
                         "sink_tokens": settings.sink_tokens,
                         "window_tokens": settings.window_tokens,
-                        # A text's log-probabilities are asked of one segment.
-                        **({"segment_tokens": settings.length + 1} if settings.length else {}),
+                        # A text's log-probabilities are asked of one segment, which holds a
+                        # block and a token more.
+                        **({"segment_tokens": settings.length + 256} if settings.length else {}),
                     }
                 }
             }
@@ -63,6 +64,8 @@ class VllmPeer(Peer):
             max_num_batched_tokens=512,
             kv_cache_memory_bytes=KV_BYTES,
             disable_log_stats=True,
+            # One text is read, nothing is timed: compiling would take longer.
+            enforce_eager=bool(settings.length),
             **options(self.policy, settings),
         )
         self.engine = self.llm.llm_engine
