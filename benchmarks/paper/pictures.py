@@ -36,8 +36,8 @@ def _mark(axes: Any, at: float, text: str) -> None:
 
 
 def _plain_numbers(axes: Any) -> None:
-    """A logarithmic axis that says 50 and 2,000, of what is drawn already: within a decade there are
-    few powers of ten to name, over more there is no room for all of 1 to 9."""
+    """A logarithmic axis that says 50 and 2,000, of what is drawn already. One decade has few
+    powers of ten to name; several have no room for all of 1 to 9."""
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     named = (1, 2, 3, 4, 5, 7) if high < 10 * low else (1, 2, 5)
