@@ -71,6 +71,8 @@ def read(name: str, entry: Entry, args: argparse.Namespace, tokens: list[int]) -
         return {"policy": entry.policy, "error": str(error)}
     finally:
         driver.stop()
+    # Four digits, so that a result is a file that one can look into.
+    logprobs = [round(value, 4) for value in logprobs]
     return {"policy": entry.policy, "versions": told["versions"], "logprobs": logprobs}
 
 

@@ -22,6 +22,8 @@ class HuggingFacePeer(Peer):
     """
 
     packages = ("torch", "transformers")
+    #: Whether it keeps its policy when it is given several tokens past a full cache.
+    takes_chunks = True
     notes = ("several streams are one static batch: they begin together and are equally long",)
 
     def load(self, settings: Settings) -> None:
@@ -79,6 +81,8 @@ class HuggingFacePeer(Peer):
     @torch.no_grad()
     def stream(self, tokens: list[int], chunk: int) -> list[float]:
         """What a chunk may see beyond its window is the chunk itself."""
+        if not self.takes_chunks:
+            return self.score(tokens)
         self.cache = self.new_cache()
         found: list[float] = []
         for begin in range(0, len(tokens) - 1, chunk):
