@@ -18,7 +18,9 @@ PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 VLLM_NO_USAGE_
 # Containers often set it; then every run would compile vLLM's and torch's modules anew (20 s).
 unexport PYTHONDONTWRITEBYTECODE
 export PORT
+ifneq ($(VLLM),)
 export VLLM_SINK_VLLM = $(VLLM)
+endif
 
 .DEFAULT_GOAL := help
 .PHONY: help env model gemma text serve test test-all test-gpu memcheck bench-gpu soak evidence evidence-gpu peers monitoring-test ray-test manifests schemas dashboard dashboard-picture compat lint type ci clean

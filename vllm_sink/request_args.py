@@ -33,3 +33,10 @@ def tenant_of(params: _Params | None) -> str | None:
 
 #: The key under which a request's admission travels from the renderer to its streams.
 TICKET = "sink_ticket"
+
+
+def misspelt(extra: dict[str, Any]) -> str | None:
+    """A key that can only be meant for this project and is none of its own: vLLM passes on whatever
+    a request carries, so nobody else would say."""
+    known = (SINK_TOKENS, TENANT, TICKET)
+    return next((key for key in extra if key.startswith("sink") and key not in known), None)

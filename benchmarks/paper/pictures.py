@@ -156,7 +156,7 @@ def streameval(results: dict[str, Result], path: Path) -> bool:
     }
     if not chosen:
         return False
-    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.4), sharey=True)
+    figure, panels = pyplot.subplots(1, 2, figsize=(11, 5.2), sharey=True)
     titles = ("within the model's context", "past the model's context")
     for axes, key, title in zip(
         panels, ("by_distance", "by_distance_past_context"), titles, strict=True
@@ -189,8 +189,9 @@ def streameval(results: dict[str, Result], path: Path) -> bool:
         axes.set_ylim(0, 1.02)
         axes.set_title(title)
         axes.set_xlabel("how far back the answer lies (tokens)")
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x:,g}")
+        axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.14))
     panels[0].set_ylabel(f"right word chosen (of {words}; dotted: chance)")
-    panels[0].legend(frameon=False, fontsize=8, loc="center right")
     return _save(figure, path)
 
 

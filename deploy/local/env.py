@@ -131,7 +131,7 @@ def build_cpu(venv: Venv, project: Project) -> None:
     venv.compile_beside("torch", "vllm")
 
     needs = without(needs, ("torch", *UNWANTED))
-    venv.step("what vLLM and this project need")
+    venv.step("what vLLM and this project need (the longest step: some 150 packages)")
     constraint = venv.path / "env.constraint"  # nothing may swap this torch for another
     constraint.write_text(f"torch=={torch.version}\n", encoding="utf-8")
     venv.install("--constraint", constraint, *needs, *project.requirements)

@@ -22,6 +22,7 @@ if [[ -d $model ]]; then
     export HF_HUB_OFFLINE=1 # all there is to load is in the folder
 fi
 export VLLM_NO_USAGE_STATS=1
+unset VLLM_SINK_VLLM VLLM_SINK_DEVICE # they have done their work, and vLLM warns of what it does not know
 
 device=$("$python" -c 'import torch; print("cuda" if torch.version.cuda and torch.cuda.is_available() else "cpu")')
 if [[ $device == cpu ]]; then

@@ -86,7 +86,7 @@ def test_a_request_pins_its_own(server: Server) -> None:
     ("value", "allowed"),
     [
         (-1, "an integer of at least 0"),
-        ("many", "an integer of at least 0"),
+        ("sistem", "an integer of at least 0, or 'system' in a chat"),
         (2.5, "an integer of at least 0"),
         ("system", "chat completions"),
         (21, "0 to 20, the length of the prompt"),
@@ -101,6 +101,13 @@ def test_bad_sink_tokens(server: Server, value: object, allowed: str) -> None:
     assert repr(value) in message
     assert allowed in message
     assert "\n" not in message
+
+
+def test_a_misspelt_name_is_told(server: Server) -> None:
+    body = {"model": MODEL, "prompt": random_tokens(20), "vllm_xargs": {"sink_token": 4}}
+    status, answer = server.post("/v1/completions", body)
+    assert status == 400
+    assert "'sink_token' is not allowed; allowed: 'sink_tokens'" in answer["error"]["message"]
 
 
 def test_pinning_past_the_context(server: Server) -> None:

@@ -17,7 +17,7 @@ from vllm_sink import policy
 from vllm_sink.engine.lengths import check_segment, most_sinks, settle_length
 from vllm_sink.errors import PolicyError
 from vllm_sink.policy import KVPolicy, policy_of
-from vllm_sink.request_args import SINK_TOKENS, SYSTEM
+from vllm_sink.request_args import SINK_TOKENS, SYSTEM, misspelt
 
 
 def check_sink_tokens(
@@ -37,6 +37,12 @@ def check_sink_tokens(
     if value == SYSTEM:
         raise PolicyError(
             SINK_TOKENS, value, "a number here; 'system' is for the chat completions endpoint"
+        )
+    if isinstance(value, str):
+        raise PolicyError(
+            SINK_TOKENS,
+            value,
+            f"an integer of at least 0, or {SYSTEM!r} in a chat that begins with a system message",
         )
     number = policy.require_int(SINK_TOKENS, value, 0)
     if kv_policy.name == "window" and number:
@@ -109,7 +115,14 @@ def checked(process_inputs: Callable[..., Any]) -> Callable[..., Any]:
             check_segment(request, kv_policy, prompt_tokens, total, block_size)
         except PolicyError as error:
             raise VLLMValidationError(str(error), parameter=error.field) from None
-        value = (params.extra_args or {}).get(SINK_TOKENS)
+        extra = params.extra_args or {}
+        if (unknown := misspelt(extra)) is not None:
+            raise VLLMValidationError(
+                f"vllm_xargs: {unknown!r} is not allowed; allowed: {SINK_TOKENS!r}",
+                parameter=unknown,
+                value=extra[unknown],
+            )
+        value = extra.get(SINK_TOKENS)
         if value is None:
             return request
         if request.prompt_token_ids is None:
