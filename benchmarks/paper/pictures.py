@@ -122,17 +122,23 @@ def square(results: dict[str, Result], path: Path, prefix: str = "square") -> bo
     return _save(figure, path)
 
 
+def _beside(result: Result, truth: Result, *more: str) -> bool:
+    """The same model's scores of the same text, on the same machine."""
+    if result["benchmark"] != "quality":
+        return False
+    same = all(result[key] == truth[key] for key in ("text", "dtype", "model", *more))
+    return same and result["run"]["hardware"] == truth["run"]["hardware"]
+
+
 def partner(results: dict[str, Result], truth: Result, sinks: int) -> Result | None:
     """The same text, dtype, cache and machine at cache positions, with so many sinks."""
     size = truth["sink_tokens"] + truth["window_tokens"]
     for result in results.values():
-        if result["benchmark"] != "quality" or result["policy"] == "full":
+        if not _beside(result, truth, "tokens") or result["policy"] == "full":
             continue
         if result.get("true_positions") or result.get("newlines"):
             continue
-        same = all(result[key] == truth[key] for key in ("text", "dtype", "tokens", "model"))
-        same = same and result["run"]["hardware"] == truth["run"]["hardware"]
-        if same and result["sink_tokens"] == sinks and sinks + result["window_tokens"] == size:
+        if result["sink_tokens"] == sinks and sinks + result["window_tokens"] == size:
             return result
     return None
 
@@ -140,10 +146,7 @@ def partner(results: dict[str, Result], truth: Result, sinks: int) -> Result | N
 def unbounded(results: dict[str, Result], truth: Result) -> Result | None:
     """Full attention over the beginning of the same text, on the same machine."""
     for result in results.values():
-        if result["benchmark"] != "quality" or result["policy"] != "full":
-            continue
-        same = all(result[key] == truth[key] for key in ("text", "dtype", "model"))
-        if same and result["run"]["hardware"] == truth["run"]["hardware"]:
+        if _beside(result, truth) and result["policy"] == "full":
             return result
     return None
 
