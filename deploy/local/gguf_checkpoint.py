@@ -25,6 +25,18 @@ ROOT = Path(__file__).resolve().parents[2]
 STAMP = ".made-by"
 START = time.monotonic()
 
+# GGUF's name of a layer's tensor -> a checkpoint's, where architectures agree.
+LAYER_TENSORS = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
 # GGUF's types of a token.
 CONTROL_TOKEN, USER_TOKEN = 3, 4
 

