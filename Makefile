@@ -101,11 +101,12 @@ dashboard-picture: ## draw docs/dashboard.png from a live server (part of monito
 	DASHBOARD_PICTURE=docs/dashboard.png MONITORING_SECONDS=150 $(MAKE) monitoring-test
 
 # Small segments and a pool of 400 blocks: many rollovers, and soon every block has been used.
+# At the end a fresh server takes turns with the old one, seven minutes: the machine's speed drops out.
 soak: env model ## run endless streams with short requests beside for MINUTES=60; fail if anything grows
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} VLLM_CPU_KVCACHE_SPACE=$${VLLM_CPU_KVCACHE_SPACE:-1} HF_HUB_OFFLINE=1 \
 	$(VENV)/python -m benchmarks.endless --model $(MODEL) --streams 8 --minutes $(or $(MINUTES),60) \
 		--segment-tokens 1024 --serve-args='--enforce-eager --num-gpu-blocks-override 400' \
-		--check --json benchmarks/out/soak.json $(ARGS)
+		--pairs 10 --check --json benchmarks/out/soak.json $(ARGS)
 
 lint: env ## ruff: check and format
 	$(VENV)/ruff check .

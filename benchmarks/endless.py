@@ -8,38 +8,24 @@ them a short request comes every ``--short-every`` seconds. With ``--minutes`` i
 ``--tokens`` the streams run until the time is over and are then left by their clients. ``--check``
 ends with status 1 if a token became dearer, or a process or the KV cache larger (``make soak``).
 
-What a process holds is compared once the run is *settled*: every stream has rolled over and has
-been told more than the front end keeps of it, and every block of the KV pool has been used, since
-until then the prefix cache takes some hundred bytes of host memory for each block that it meets
-(and no more ever: the pool is what bounds it). Between two rollovers lists fill up, so it is the
-most of each *round*, in which every stream rolls once, that is compared, by least squares over all
-rounds; the second half of them stands beside, where a plateau shows.
+A shared machine may become half as fast within the hour, and then the clock says nothing of the
+server. With ``--pairs`` a fresh server is started at the end, under the same streams, and both take
+turns; what a token costs is then told by the ratio of the two (``benchmarks.turns``).
 """
 
 from __future__ import annotations
 
 import argparse
 import random
-import statistics
 import threading
 import time
-from itertools import groupby, pairwise
-from pathlib import Path
+from contextlib import AbstractContextManager
 from typing import Any
 
 from benchmarks import record
-from benchmarks.served import Served, add_arguments, flags, serve, settings
-
-#: Points of a stream's curve, and samples of the server, that the result keeps.
-POINTS = 250
-
-#: Rounds from which growth is told.
-LEAST_ROUNDS = 3
-
-#: What a process may grow by: bytes a token, and once what an allocator keeps for later, one arena
-#: of Python's. What is held is counted object by object in tests/e2e/test_growth.py.
-BYTES_PER_TOKEN = 1.0
-GRAIN = 1 << 20
+from benchmarks.endless_report import POINTS, complaints, draw, said, summarise
+from benchmarks.served import Served, add_arguments, flags, serve
+from benchmarks.turns import Side, take_turns
 
 
 def parse_args() -> argparse.Namespace:
@@ -60,6 +46,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--vocabulary", type=int, default=256, help="token ids to draw from")
     parser.add_argument("--short-every", type=float, default=2.0, help="seconds; 0 for none")
     parser.add_argument("--sample-every", type=float, default=2.0, help="seconds")
+    parser.add_argument(
+        "--pairs", type=int, default=0, help="turns beside a fresh server at the end (--minutes)"
+    )
+    parser.add_argument("--turn-seconds", type=float, default=20.0, help="of each turn")
     parser.add_argument("--check", action="store_true", help="fail if anything grows")
     args = parser.parse_args()
     limits = {"streams": 1, "tokens": 100, "minutes": 0.1, "prompt_tokens": 1, "vocabulary": 1}
@@ -68,16 +58,27 @@ def parse_args() -> argparse.Namespace:
         if value is not None and value < least:
             flag = name.replace("_", "-")
             parser.error(f"--{flag}: {value} is not allowed; allowed: {least} or more")
+    if args.pairs and (args.pairs < 2 or not args.minutes):
+        parser.error(f"--pairs: {args.pairs} is not allowed; allowed: 2 or more, with --minutes")
+    if not 1 <= args.turn_seconds <= 60:
+        parser.error(
+            f"--turn-seconds: {args.turn_seconds} is not allowed; allowed: 1 to 60: an engine that "
+            "sleeps for minutes wakes up past vLLM's deadlines"
+        )
     return args
 
 
 class Run:
-    """What happens, as it happens; every list holds (seconds, tokens so far, ...)."""
+    """Clients of one server, and what happens, as it happens.
+
+    Inside ``with`` they are there; every list holds (seconds, tokens so far, ...).
+    """
 
     def __init__(self, served: Served, args: argparse.Namespace) -> None:
         self.served, self.args = served, args
         self.begin = time.perf_counter()
         self.over = threading.Event()
+        self.watched = threading.Event()
         self.arrived = [0] * args.streams
         # (index of the token, seconds) of each stream.
         self.curves: list[list[tuple[int, float]]] = [[] for _ in range(args.streams)]
@@ -85,6 +86,22 @@ class Run:
         self.short: list[tuple[float, float]] = []
         self.errors: list[str] = []
         self.pool_tokens = served.kv_pool_tokens()
+        self.seconds = 0.0
+        self.told: list[int] = []
+        self.streams = [
+            threading.Thread(target=self.follow, args=(i,)) for i in range(args.streams)
+        ]
+        self.beside = [threading.Thread(target=self.send_short)] if args.short_every else []
+
+    def __enter__(self) -> Run:
+        for thread in [*self.streams, *self.beside]:
+            thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.over.set()
+        for thread in [*self.streams, *self.beside]:
+            thread.join()
 
     def now(self) -> float:
         return time.perf_counter() - self.begin
@@ -111,7 +128,8 @@ class Run:
             for event in events:
                 count = sum(len(c.get("token_ids") or []) for c in event["choices"])
                 before, self.arrived[stream] = self.arrived[stream], self.arrived[stream] + count
-                if before // every != self.arrived[stream] // every:
+                new = before // every != self.arrived[stream] // every
+                if new and not self.watched.is_set():
                     self.curves[stream].append((self.arrived[stream], round(self.now(), 4)))
                 if self.over.is_set():
                     break
@@ -124,9 +142,9 @@ class Run:
             events.close()
 
     def send_short(self) -> None:
-        """Ordinary requests beside the streams."""
+        """Ordinary requests beside the streams, as long as they are watched."""
         body = {"model": "model", "prompt": "The sea is", "max_tokens": 16, "ignore_eos": True}
-        while not self.over.wait(self.args.short_every):
+        while not self.watched.wait(self.args.short_every):
             begin = self.now()
             try:
                 self.served.post("/v1/completions", body)
@@ -147,232 +165,68 @@ class Run:
             }
         )
 
-    def __call__(self) -> None:
+    def watch(self) -> None:
+        """Sample until the streams have ended, or the time is over."""
         from tqdm import tqdm
 
-        streams = [
-            threading.Thread(target=self.follow, args=(i,)) for i in range(self.args.streams)
-        ]
-        beside = [threading.Thread(target=self.send_short)] if self.args.short_every else []
-        for thread in [*streams, *beside]:
-            thread.start()
         total = self.args.streams * self.args.tokens if self.args.tokens else None
+        last = 60 * self.args.minutes if self.args.minutes else float("inf")
         with tqdm(total=total, unit="tok", desc="streaming") as bar:
-            while any(thread.is_alive() for thread in streams):
+            while self.now() < last and any(thread.is_alive() for thread in self.streams):
                 time.sleep(self.args.sample_every)
                 bar.update(sum(self.arrived) - bar.n)
-                if any(thread.is_alive() for thread in streams):
+                if any(thread.is_alive() for thread in self.streams):
                     self.sample()
-                if self.args.minutes and self.now() > 60 * self.args.minutes:
-                    self.over.set()
-        self.over.set()
-        for thread in beside:
+        self.seconds = self.now()
+        self.told = list(self.arrived)
+        self.watched.set()
+        for thread in self.beside:
             thread.join()
 
+    def warm(self, tokens: int) -> None:
+        """Wait until every stream has been told so many tokens, and leave it at that."""
+        while min(self.arrived) < tokens and not self.errors:
+            time.sleep(0.5)
+        self.watched.set()
+        for thread in self.beside:
+            thread.join()
 
-def per_token(curve: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """(index, milliseconds a token) between the points of a curve."""
-    return [(j, 1000 * (t - s) / (j - i)) for (i, s), (j, t) in pairwise(curve)]
-
-
-def tenth(values: list[float], number: int) -> float:
-    """The median of the ``number``-th tenth, counted from 1."""
-    a, b = (number - 1) * len(values) // 10, number * len(values) // 10
-    return statistics.median(values[a : max(b, a + 1)])
-
-
-def cpu_per_token(samples: list[dict[str, Any]], number: int) -> dict[str, float]:
-    """CPU milliseconds that each process spent on a token in this tenth of all tokens."""
-    tokens = samples[-1]["tokens"]
-    begin, end = (
-        min(samples, key=lambda s: abs(s["tokens"] - part * tokens / 10))
-        for part in (number - 1, number)
-    )
-    made = max(1, end["tokens"] - begin["tokens"])
-    return {
-        name: 1000 * (end["cpu_seconds"][name] - begin["cpu_seconds"][name]) / made
-        for name in sorted(begin["cpu_seconds"].keys() & end["cpu_seconds"].keys())
-    }
+    def side(self) -> Side:
+        """As it takes turns."""
+        return Side(self.served, lambda: sum(self.arrived))
 
 
-def settled(samples: list[dict[str, Any]], least: int, pool: int) -> list[dict[str, Any]]:
-    """Samples from when each stream was so long and all ``pool`` tokens of KV had been used."""
-    return [s for s in samples if s["shortest"] >= least and s["tokens"] >= pool]
+def started(args: argparse.Namespace, name: str = "") -> AbstractContextManager[Served]:
+    """A server for the streams; ``name`` tells its log from the first one's."""
+    log = args.json.with_suffix(f".{name}.log" if name else ".log")
+    return serve(args.model, log, flags(args, "--max-num-seqs", str(args.streams + 8)))
 
 
-def peaks(samples: list[dict[str, Any]], streams: int) -> list[dict[str, Any]]:
-    """Of each whole round its last number of tokens, and the most that each process held."""
-    rounds = [list(group) for _, group in groupby(samples, lambda s: s["rollovers"] // streams)]
-    names = set.intersection(*(set(s["memory"]) for s in samples)) if samples else set()
-    return [
-        {
-            "tokens": float(group[-1]["tokens"]),
-            "memory": {name: max(s["memory"][name] for s in group) for name in sorted(names)},
-        }
-        for group in rounds[:-1]  # the last one was not over
-    ]
-
-
-def growth(rounds: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """How each process grew over these rounds: first and last, and bytes a token."""
-    if len(rounds) < LEAST_ROUNDS:
-        return {}
-    tokens = [r["tokens"] for r in rounds]
-    found = {}
-    for name in rounds[0]["memory"]:
-        sizes = [r["memory"][name] for r in rounds]
-        half = (len(sizes) - 1) // 2
-        found[name] = {
-            "first": sizes[0],
-            "last": sizes[-1],
-            "bytes_per_token": slope(tokens, sizes),
-            "bytes_per_token_second_half": slope(tokens[half:], sizes[half:]),
-        }
-    return found
-
-
-def slope(x: list[float], y: list[float]) -> float:
-    return statistics.linear_regression(x, y).slope
-
-
-def thinned(points: list[Any]) -> list[Any]:
-    """At most POINTS of them, the last among them."""
-    step = max(1, -(-len(points) // POINTS))
-    return points[(len(points) - 1) % step :: step]
-
-
-def summarise(run: Run) -> dict[str, Any]:
-    from vllm_sink.serving.tail import EVERY
-
+def beside_fresh(run: Run) -> dict[str, Any] | None:
+    """What a token costs the server of ``run`` and a fresh one, in turns; None if not asked for."""
     args = run.args
-    steps = [[ms for _, ms in per_token(curve)] for curve in run.curves]
-    ratios = [tenth(s, 10) / tenth(s, 2) for s in steps if len(s) >= 20]
-    steady = settled(run.samples, max(args.segment_tokens, EVERY), run.pool_tokens)
-    rounds = peaks(steady, args.streams)
-    latency = [seconds for _, seconds in run.short]
-    return {
-        "benchmark": "endless",
-        **settings(args),
-        "streams": args.streams,
-        "prompt_tokens": args.prompt_tokens,
-        "tokens": sum(run.arrived),
-        "tokens_of_each": run.arrived,
-        "seconds": run.now(),
-        "rollovers": run.samples[-1]["rollovers"],
-        "ms_per_token_second_tenth": statistics.median(tenth(s, 2) for s in steps),
-        "ms_per_token_last_tenth": statistics.median(tenth(s, 10) for s in steps),
-        "last_over_second_tenth": statistics.median(ratios) if ratios else None,
-        "cpu_ms_per_token_second_tenth": cpu_per_token(run.samples, 2),
-        "cpu_ms_per_token_last_tenth": cpu_per_token(run.samples, 10),
-        "kv_pool_tokens": run.pool_tokens,
-        "settled_from_token": steady[0]["tokens"] if steady else None,
-        "settled_rounds": len(rounds),
-        "settled_tokens": int(rounds[-1]["tokens"] - rounds[0]["tokens"]) if rounds else 0,
-        "kv_blocks": sorted({s["kv_blocks"] for s in steady or run.samples[-1:]}),
-        "memory": growth(rounds),
-        "short_requests": len(latency),
-        "short_seconds_median": statistics.median(latency) if latency else None,
-        "short_seconds_first_half": _median_half(latency, 0),
-        "short_seconds_second_half": _median_half(latency, 1),
-        "errors": run.errors,
-        "samples": thinned(run.samples),
-        "curves": [thinned(curve) for curve in run.curves],
-    }
-
-
-def _median_half(values: list[float], half: int) -> float | None:
-    middle = len(values) // 2
-    part = values[middle:] if half else values[:middle]
-    return statistics.median(part) if part else None
-
-
-def complaints(result: dict[str, Any]) -> list[str]:
-    """What a soak does not tolerate."""
-    found = list(result["errors"])
-    ratio = result["last_over_second_tenth"]
-    if ratio is not None and ratio > 1.1:
-        found.append(f"a token costs {ratio:.2f} times what it did")
-    if not result["memory"]:
-        found.append(
-            "too short to tell what grows: every stream must fill a segment and what the front end "
-            f"keeps of it, all must use {result['kv_pool_tokens']:,} tokens of KV together, and "
-            f"each must roll {LEAST_ROUNDS} times more"
-        )
-    allowed = BYTES_PER_TOKEN + GRAIN / max(1, result["settled_tokens"])
-    for name, process in result["memory"].items():
-        if process["bytes_per_token"] > allowed:
-            found.append(
-                f"{name} grew by {process['bytes_per_token']:.2f} bytes a token, from "
-                f"{process['first'] / 2**20:.1f} to {process['last'] / 2**20:.1f} MiB; allowed: "
-                f"{allowed:.2f}"
-            )
-    blocks = result["kv_blocks"]
-    # A window begins anywhere in its first block; short requests come and go.
-    slack = 2 * result["streams"] + 4
-    if blocks[-1] - blocks[0] > slack:
-        found.append(f"KV blocks between {blocks[0]} and {blocks[-1]}")
-    return found
-
-
-def draw(result: dict[str, Any], path: Path) -> None:
-    """Time a token, resident memory, KV blocks and rollovers, from first to last."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(2, 2, figsize=(11, 7))
-    for curve in result["curves"]:
-        points = per_token(curve)
-        axes[0, 0].plot([i for i, _ in points], [ms for _, ms in points], linewidth=0.6)
-    axes[0, 0].set(xlabel="token of the stream", ylabel="ms a token", ylim=(0, None))
-    samples = result["samples"]
-    tokens = [s["tokens"] for s in samples]
-    for name in samples[-1]["memory"]:
-        sizes = [s["memory"].get(name, float("nan")) / 2**20 for s in samples]
-        axes[0, 1].plot(tokens, sizes, label=name, linewidth=1)
-    axes[0, 1].set(xlabel="tokens, all streams", ylabel="resident MiB", ylim=(0, None))
-    axes[0, 1].legend(fontsize=7)
-    axes[1, 0].plot(tokens, [s["kv_blocks"] for s in samples], linewidth=1)
-    axes[1, 0].set(xlabel="tokens, all streams", ylabel="KV blocks in use", ylim=(0, None))
-    axes[1, 1].plot(tokens, [s["rollovers"] for s in samples], linewidth=1)
-    axes[1, 1].set(xlabel="tokens, all streams", ylabel="rollovers")
-    streams = "1 stream" if result["streams"] == 1 else f"{result['streams']} streams"
-    figure.suptitle(
-        f"{streams}, S {result['sink_tokens']}, W {result['window_tokens']}, "
-        f"segments of {result['segment_tokens']}: {result['tokens']:,} tokens"
-    )
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    if not args.pairs or run.errors:
+        return None
+    with started(args, "fresh") as served, Run(served, args) as fresh:
+        # Its windows full, and each stream rolled once.
+        fresh.warm(max(args.sink_tokens + args.window_tokens, args.segment_tokens))
+        told = take_turns(run.side(), fresh.side(), args.pairs, args.turn_seconds)
+        if fresh.errors:
+            raise SystemExit("\n".join(fresh.errors))
+        return told
 
 
 def main() -> None:
     args = parse_args()
-    with serve(
-        args.model,
-        args.json.with_suffix(".log"),
-        flags(args, "--max-num-seqs", str(args.streams + 8)),
-    ) as served:
-        run = Run(served, args)
-        run()
+    with started(args) as served, Run(served, args) as run:
+        run.watch()
+        beside = beside_fresh(run)
     if not run.samples:
         raise SystemExit("\n".join(run.errors) or "it was over before it began")
-    result = summarise(run)
+    result = summarise(run) | {"beside_fresh": beside}
     record.write(args.json, result)
     draw(result, args.json.with_suffix(".png"))
-    grown = ", ".join(
-        f"{n} {m['bytes_per_token']:+.2f} ({m['bytes_per_token_second_half']:+.2f} in the second "
-        "half)"
-        for n, m in result["memory"].items()
-    )
-    ratio = result["last_over_second_tenth"]
-    print(
-        f"{result['tokens']:,} tokens, {result['rollovers']} rollovers, "
-        f"{result['ms_per_token_last_tenth']:.1f} ms a token in the last tenth"
-        f"{'' if ratio is None else f' ({ratio:.3f} of the second)'}; bytes a token over "
-        f"{result['settled_rounds']} settled rounds: {grown or 'too short to tell'}; "
-        f"KV blocks {result['kv_blocks'][0]} to {result['kv_blocks'][-1]} -> {args.json}"
-    )
+    print(f"{said(result)} -> {args.json}")
     found = complaints(result) if args.check else result["errors"]
     if found:
         raise SystemExit("\n".join(found))

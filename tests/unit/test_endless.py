@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.endless import growth, peaks, settled
+from benchmarks.endless_report import growth, peaks, settled
 
 STREAMS, SEGMENT, POOL = 4, 100, 1000
 
