@@ -107,10 +107,14 @@ def square(results: dict[str, Result], path: Path, prefix: str = "square") -> bo
     truths = [r for n, r in results.items() if n.startswith(f"{prefix}-sinks-true")]
     if not truths:
         return False
+    columns = min(len(truths), 2)
+    rows = -(-len(truths) // columns)
     figure, panels = pyplot.subplots(
-        1, len(truths), figsize=(2 + 5.5 * len(truths), 5.2), squeeze=False, sharey=True
+        rows, columns, figsize=(2 + 5.5 * columns, 5.2 * rows), squeeze=False, sharey=True
     )
-    for axes, truth in zip(panels[0], truths, strict=True):
+    for spare in panels.flat[len(truths) :]:
+        spare.set_axis_off()
+    for axes, truth in zip(panels.flat, truths, strict=False):
         others = [partner(results, truth, s) for s in (truth["sink_tokens"], 0)]
         lines = [(truth, RED), (others[0], GREEN), (others[1], BLUE)]
         lines.append((unbounded(results, truth), AMBER))
@@ -118,7 +122,8 @@ def square(results: dict[str, Result], path: Path, prefix: str = "square") -> bo
         curves(axes, [result for result, _ in shown], [color for _, color in shown])
         axes.set_title(f"{truth['model']}, {truth['dtype']}, W {truth['window_tokens']:,}")
         axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.13))
-    panels[0][0].set_ylabel("perplexity (lower is better)")
+    for axes in panels[:, 0]:
+        axes.set_ylabel("perplexity (lower is better)")
     return _save(figure, path)
 
 
