@@ -68,7 +68,7 @@ evidence: env model text ## the paper's experiments on a CPU, an hour; goes on w
 evidence-gpu: env model text ## those that need a GPU: a million tokens, time against cache size
 	$(VENV)/python -m benchmarks.paper.evidence --gpu $(ARGS)
 
-peers: env model text ## the peers side by side: who computes the policy, past the context, speed (two hours)
+peers: env model text ## the peers side by side: who computes the policy, past the context, speed (three hours)
 	$(VENV)/python -m benchmarks.peers.env
 	$(VENV)/python -m benchmarks.peers.gguf
 	$(VENV)/python -m benchmarks.peers.agreement --tokens 512 --json benchmarks/out/peers-agreement.json
