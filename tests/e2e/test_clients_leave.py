@@ -159,17 +159,26 @@ def test_clients_leave_in_every_way(server: Server) -> None:
                 return
             count[way] += 1
 
+    def stay(i: int) -> list[list[int]]:
+        """Again and again, until enough have left beside it, however fast the machine is."""
+        told = []
+        while not told or (min(count.values()) < 5 and not failed):
+            told.append(_lasting(server, i))
+        return told
+
     clients = [threading.Thread(target=churn, args=(i,)) for i in range(5)]
     for client in clients:
         client.start()
-    with ThreadPoolExecutor(3) as pool:
-        beside = list(pool.map(lambda i: _lasting(server, i), range(3)))
-    over.set()
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            beside = list(pool.map(stay, range(3)))
+    finally:
+        over.set()
     for client in clients:
         client.join()
     assert not failed
-    assert beside == alone
-    assert min(count.values()) >= 5, count
+    for told, once in zip(beside, alone, strict=True):
+        assert all(said == once for said in told)
     assert _nothing_is_held(server)
     server.post("/v1/completions", {"model": MODEL, "prompt": [9, 10], "max_tokens": 1})
     after = _metrics(server)
