@@ -179,14 +179,16 @@ class Run:
                     self.sample()
         self.seconds = self.now()
         self.told = list(self.arrived)
-        self.watched.set()
-        for thread in self.beside:
-            thread.join()
+        self.leave_alone()
 
     def warm(self, tokens: int) -> None:
         """Wait until every stream has been told so many tokens, and leave it at that."""
         while min(self.arrived) < tokens and not self.errors:
             time.sleep(0.5)
+        self.leave_alone()
+
+    def leave_alone(self) -> None:
+        """No short requests and no records any more: the streams go on by themselves."""
         self.watched.set()
         for thread in self.beside:
             thread.join()

@@ -18,6 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from benchmarks.processes import family, signal_family
+
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -124,7 +126,7 @@ class Served:
         that way in an hour on a busy machine.
         """
         found: dict[str, int] = {}
-        for pid in _family(self.process.pid):
+        for pid in family(self.process.pid):
             with suppress(OSError):  # it may just have ended
                 status = Path(f"/proc/{pid}/status").read_text()
                 resident = re.findall(r"^Rss(?:Anon|Shmem):\s+(\d+) kB$", status, re.MULTILINE)
@@ -135,7 +137,7 @@ class Served:
     def cpu_seconds(self) -> dict[str, float]:
         """CPU time of each process until now, by name: what a step costs on a shared machine."""
         found: dict[str, float] = {}
-        for pid in _family(self.process.pid):
+        for pid in family(self.process.pid):
             with suppress(OSError):  # it may just have ended
                 fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
                 found[_name(pid, self.process.pid)] = (int(fields[11]) + int(fields[12])) / _TICKS
@@ -143,16 +145,11 @@ class Served:
 
     def sleep(self) -> None:
         """Stop all of its processes where they are, for less than vLLM's own deadlines."""
-        self._signal(signal.SIGSTOP)
+        signal_family(self.process.pid, signal.SIGSTOP)
 
     def wake(self) -> None:
         """Let them go on."""
-        self._signal(signal.SIGCONT)
-
-    def _signal(self, number: signal.Signals) -> None:
-        for pid in _family(self.process.pid):
-            with suppress(ProcessLookupError):  # it may just have ended
-                os.kill(pid, number)
+        signal_family(self.process.pid, signal.SIGCONT)
 
 
 def _pool(metrics: str, field: str) -> int:
@@ -161,14 +158,6 @@ def _pool(metrics: str, field: str) -> int:
     found = re.search(pattern, metrics, re.MULTILINE)
     assert found is not None
     return int(found[1])
-
-
-def _family(pid: int) -> Iterator[int]:
-    yield pid
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        with suppress(OSError):
-            for child in task.read_text().split():
-                yield from _family(int(child))
 
 
 def _name(pid: int, first: int) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers import env
-from benchmarks.peers.drivers.protocol import family
+from benchmarks.processes import family, signal_family
 
 #: One thread of arithmetic for everybody, and nothing from outside.
 ALIKE = {
@@ -75,25 +75,18 @@ class Driver:
     @contextmanager
     def awake(self) -> Iterator[None]:
         """All peers but the one that is asked sleep: some poll while they wait."""
-        self._signal(signal.SIGCONT)
+        signal_family(self.process.pid, signal.SIGCONT)
         try:
             yield
         finally:
-            self._signal(signal.SIGSTOP)
-
-    def _signal(self, number: signal.Signals) -> None:
-        for pid in family(self.process.pid):
-            try:
-                os.kill(pid, number)
-            except ProcessLookupError:
-                continue
+            signal_family(self.process.pid, signal.SIGSTOP)
 
     def stop(self) -> None:
         """Ends it and what it started."""
         if self.process.poll() is not None:
             return
         members = list(family(self.process.pid))
-        self._signal(signal.SIGCONT)
+        signal_family(self.process.pid, signal.SIGCONT)
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(json.dumps({"op": "quit"}) + "\n")

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers import env
-from benchmarks.peers.drivers.protocol import Peer, Settings, family, serve
+from benchmarks.peers.drivers.protocol import Peer, Settings, serve
+from benchmarks.processes import family
 
 #: Seconds until a server has to be up.
 PATIENCE = 600

@@ -1,6 +1,7 @@
 """What every driver speaks: one JSON object a line, a question on stdin and its answer on stdout.
 
-Only the standard library: a driver runs in its peer's environment, not in this project's.
+Only the standard library, as in ``benchmarks.processes``: a driver runs in its peer's environment,
+not in this project's.
 
     {"op": "load", "settings": {...}}       → {"versions": {...}, "notes": [...]}
     {"op": "begin", "prompts": [[id, …]]}   → {}          streams, each past the cache size
@@ -23,11 +24,12 @@ import resource
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from benchmarks.processes import family
 
 
 @dataclass(frozen=True)
@@ -124,14 +126,6 @@ class Peer(ABC):
                 if line.startswith("VmHWM:"):
                     total += 1024 * int(line.split()[1])
         return total
-
-
-def family(pid: int) -> Iterator[int]:
-    """A process and all that it started."""
-    yield pid
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in task.read_text().split():
-            yield from family(int(child))
 
 
 def versions(packages: tuple[str, ...]) -> dict[str, str]:
