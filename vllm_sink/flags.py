@@ -9,9 +9,15 @@ from typing import Any
 
 from vllm_sink.errors import PolicyError
 from vllm_sink.metrics import config as metrics_config
-from vllm_sink.policy import CONFIG_KEY, DEFAULT_SINK_TOKENS, POLICY_NAMES, SINK_ATTENTION
+from vllm_sink.policy import (
+    CONFIG_KEY,
+    DEFAULT_SINK_TOKENS,
+    POLICY_NAMES,
+    SINK_ATTENTION,
+    SYSTEM,
+)
 from vllm_sink.segments import CHUNK_ROOM
-from vllm_sink.serving import DRAIN_MIDDLEWARE, TENANT_MIDDLEWARE, access
+from vllm_sink.serving import CALLER_MIDDLEWARE, DRAIN_MIDDLEWARE, access
 
 #: Set on engine arguments that came from a command line: errors are then one line, not a traceback.
 FROM_COMMAND_LINE = "_vllm_sink_from_command_line"
@@ -30,6 +36,15 @@ def _count(least: int) -> Callable[[str], int]:
         return value
 
     return parse
+
+
+def _sink_tokens(text: str) -> int | str:
+    if text == SYSTEM:
+        return text
+    try:
+        return _count(0)(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, or {SYSTEM}") from None
 
 
 def _one_of(names: Sequence[str]) -> Callable[[str], str]:
@@ -72,10 +87,11 @@ def with_flags(add_cli_args: Callable[..., Any]) -> Callable[..., Any]:
         )
         group.add_argument(
             "--sink-tokens",
-            type=_count(0),
+            type=_sink_tokens,
             metavar="S",
             default=argparse.SUPPRESS,
-            help="Tokens at the start of a request that are never evicted. A request can name "
+            help="Tokens at the start of a request that are never evicted. system: of a chat, its "
+            f"leading system message, else {DEFAULT_SINK_TOKENS}. A request can name "
             f'its own: "vllm_xargs": {{"sink_tokens": 300}}. (default: {DEFAULT_SINK_TOKENS})',
         )
         group.add_argument(
@@ -167,6 +183,8 @@ def with_policy_from_flags(from_cli_args: Callable[..., Any]) -> Callable[..., A
         _read_tenant_flags(args, engine_args)
         _read_access_flags(args, engine_args)
         if _has_policy(engine_args.additional_config):
+            # The last is outermost: a response that drains is one that the door has let in.
+            _add_middleware(args, CALLER_MIDDLEWARE)
             _add_middleware(args, DRAIN_MIDDLEWARE)
         if hasattr(args, "middleware"):  # a server's arguments, not an engine's alone
             require_api_key(args, engine_args)
@@ -221,10 +239,7 @@ def _carry(args: argparse.Namespace, engine_args: Any, key: str, flags: Mapping[
 
 
 def _read_tenant_flags(args: argparse.Namespace, engine_args: Any) -> None:
-    if not _carry(args, engine_args, metrics_config.CONFIG_KEY, _TENANT_FLAGS):
-        return
-    if metrics_config.MetricsConfig.from_config(engine_args.additional_config).header:
-        _add_middleware(args, TENANT_MIDDLEWARE)
+    _carry(args, engine_args, metrics_config.CONFIG_KEY, _TENANT_FLAGS)
 
 
 def _read_access_flags(args: argparse.Namespace, engine_args: Any) -> None:

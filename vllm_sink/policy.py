@@ -27,6 +27,9 @@ POLICY_NAMES: tuple[PolicyName, ...] = get_args(PolicyName)
 #: The paper's choice: four sink tokens are enough for every model it looked at (Table 2).
 DEFAULT_SINK_TOKENS = 4
 
+#: In place of a number: as many as the leading system message of a chat has.
+SYSTEM = "system"
+
 #: Ways to compute attention that can be asked for; vllm_sink.attention.providers says what each is.
 SINK_ATTENTION = ("auto", "flash", "triton", "xformers", "torch")
 
@@ -118,6 +121,7 @@ class KVPolicy:
     Attributes:
         name: ``full`` (vLLM unchanged), ``window`` (no sinks) or ``sink``.
         sink_tokens: ``S`` for requests that do not name their own; 0 for ``window``.
+        pins_system: a chat that names no ``S`` pins its leading system message, if it has one.
         window_tokens: ``W``; None until chosen from the model's context.
         native_context: positions that the model has learned; None until known.
         replaces_sliding_window: the model's own, uniform sliding window gives way to the policy.
@@ -132,6 +136,7 @@ class KVPolicy:
 
     name: PolicyName
     sink_tokens: int = DEFAULT_SINK_TOKENS
+    pins_system: bool = False
     window_tokens: int | None = None
     native_context: int | None = None
     replaces_sliding_window: bool = False
@@ -190,7 +195,12 @@ class KVPolicy:
             raise PolicyError("--kv-policy", name, f"one of {', '.join(POLICY_NAMES)}")
         default_sinks = DEFAULT_SINK_TOKENS if name == "sink" else 0
         sinks = config.get("sink_tokens")
-        sinks = default_sinks if sinks is None else require_int("--sink-tokens", sinks, 0)
+        pins_system = sinks == SYSTEM or bool(config.get("pins_system", False))
+        if name == "window" and pins_system:
+            raise PolicyError("--sink-tokens", SYSTEM, "0 with --kv-policy window, which has none")
+        if sinks is None or sinks == SYSTEM:
+            sinks = default_sinks
+        sinks = require_int("--sink-tokens", sinks, 0)
         if name == "window" and sinks:
             raise PolicyError("--sink-tokens", sinks, "0 with --kv-policy window, which has none")
         window = config.get("window_tokens")
@@ -202,6 +212,7 @@ class KVPolicy:
         return cls(
             name=name,
             sink_tokens=sinks,
+            pins_system=pins_system,
             window_tokens=window,
             native_context=config.get("native_context"),
             replaces_sliding_window=bool(config.get("replaces_sliding_window", False)),

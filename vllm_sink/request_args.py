@@ -1,14 +1,21 @@
-"""What a request carries for this project, and where: ``sink_tokens``, and its tenant's name."""
+"""What a request may ask of this project: the names of its options, and what they may be."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from typing import Any, Protocol
+
+from vllm_sink.errors import PolicyError
+from vllm_sink.policy import SYSTEM
+
+__all__ = ["OPTIONS", "SINK_TOKENS", "SYSTEM", "refuse_unknown", "sink_tokens_of"]
 
 #: The key in ``vllm_xargs`` (HTTP) and in ``SamplingParams.extra_args`` (Python).
 SINK_TOKENS = "sink_tokens"
 
-#: The value that stands for "the whole leading system message", in chat requests.
-SYSTEM = "system"
+#: Every option of a request's.
+OPTIONS = (SINK_TOKENS,)
 
 
 class _Params(Protocol):
@@ -21,22 +28,27 @@ def sink_tokens_of(params: _Params | None, default: int) -> int:
     return default if not extra else extra.get(SINK_TOKENS, default)
 
 
-#: The key under which a request's tenant travels; the server sets it, a client's own is dropped.
-TENANT = "sink_tenant"
+def refuse_unknown(options: Iterable[str], fields: Iterable[str]) -> None:
+    """Refuse a name that can only be meant for this project and is none of its own.
+
+    vLLM passes on whatever a request carries, and ignores a field that it does not know, so nothing
+    else reports it.
+
+    Args:
+        options: names in ``vllm_xargs``, or ``extra_args``.
+        fields: names of the request's own fields.
+
+    Raises:
+        PolicyError: with the name that is meant.
+    """
+    for name in options:
+        if _for_us(name) and name not in OPTIONS:
+            raise PolicyError(f"vllm_xargs.{name}", name, " or ".join(map(repr, OPTIONS)))
+    for name in fields:
+        if _for_us(name):
+            example = json.dumps({"vllm_xargs": {SINK_TOKENS: 4}})
+            raise PolicyError(name, "a field of the request", f"an option: {example[1:-1]}")
 
 
-def tenant_of(params: _Params | None) -> str | None:
-    """The tenant of a request, if the server looked for one."""
-    extra = None if params is None else params.extra_args
-    return None if not extra else extra.get(TENANT)
-
-
-#: The key under which a request's admission travels from the renderer to its streams.
-TICKET = "sink_ticket"
-
-
-def misspelt(extra: dict[str, Any]) -> str | None:
-    """A key that can only be meant for this project and is none of its own: vLLM passes on whatever
-    a request carries, so nobody else would say."""
-    known = (SINK_TOKENS, TENANT, TICKET)
-    return next((key for key in extra if key.startswith("sink") and key not in known), None)
+def _for_us(name: str) -> bool:
+    return "sink" in str(name).lower()

@@ -21,7 +21,7 @@ from vllm_sink.attention import providers
 from vllm_sink.compat import probes
 from vllm_sink.errors import PolicyError, UnsupportedError
 from vllm_sink.flags import FROM_COMMAND_LINE
-from vllm_sink.policy import CONFIG_KEY, KVPolicy, policy_of
+from vllm_sink.policy import CONFIG_KEY, KVPolicy
 
 logger = init_logger("vllm.sink")
 
@@ -263,35 +263,48 @@ def install_front_end(vllm_config: Any) -> None:
     Done where an engine's config is made. Where that is another process than the front end's (Ray
     Serve makes it in a task that has the GPU), the front end calls this before it makes its engine.
     """
+    from vllm.entrypoints.generate.beam_search.online import BeamSearchOnlineMixin
     from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
     from vllm.renderers.online_renderer import OnlineRenderer
     from vllm.v1.engine.async_llm import AsyncLLM
-    from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer
+    from vllm.v1.engine.detokenizer import IncrementalDetokenizer
     from vllm.v1.engine.input_processor import InputProcessor
     from vllm.v1.engine.llm_engine import LLMEngine
     from vllm.v1.engine.output_processor import OutputProcessor, RequestState
 
-    from vllm_sink.engine import requests
-    from vllm_sink.serving import chat, drain, length, limits, piece, priming, tail, unread
+    from vllm_sink.engine import door
+    from vllm_sink.serving import (
+        beams,
+        chat,
+        detokenizer,
+        drain,
+        length,
+        limits,
+        piece,
+        tail,
+        unread,
+    )
     from vllm_sink.serving.access import Access
 
-    compat.wrap(InputProcessor, "process_inputs", requests.checked)
-    compat.wrap(OnlineRenderer, "render_chat", chat.with_system_sinks)
+    Access.from_config(vllm_config.additional_config)  # says what is wrong with it now
+    compat.wrap(InputProcessor, "process_inputs", door.checked)
+    # The door is outermost: what a tenant's limits refuse, it has refused.
+    compat.wrap(AsyncLLM, "add_request", limits.limited)
+    compat.wrap(AsyncLLM, "add_request", door.entered)
+    compat.wrap(LLMEngine, "add_request", door.entered_from_python)
+    compat.wrap(OutputProcessor, "add_request", limits.beginning)
+    compat.wrap(OnlineRenderer, "preprocess_chat", chat.with_system_tokens)
+    compat.wrap(BeamSearchOnlineMixin, "beam_search", beams.within_context)
     compat.wrap(AsyncLLM, "__init__", length.with_stream_length)
-    compat.wrap(AsyncLLM, "add_request", requests.in_one_piece)
     compat.wrap(LLMEngine, "__init__", length.with_stream_length)
     compat.wrap(AsyncLLM, "shutdown", drain.with_drain)
     compat.wrap(RequestState, "make_request_output", tail.with_tail)
     compat.wrap(OutputProcessor, "process_outputs", unread.with_readers_only)
-    compat.wrap(FastIncrementalDetokenizer, "__init__", priming.with_prompts_end)
+    compat.wrap(IncrementalDetokenizer, "from_new_request", detokenizer.with_decode_streams)
     if compat.weight_version_span() is not None:
         compat.wrap(RequestState, "_weight_version_spans", tail.with_true_spans)
     compat.wrap(OpenAIServingChat, "chat_completion_stream_generator", piece.with_pieces)
     metrics.install(vllm_config)
-    kv_policy = policy_of(vllm_config)
-    access = Access.from_config(vllm_config.additional_config)
-    if access.limited and kv_policy is not None:
-        limits.install(access, kv_policy.sink_tokens)
 
 
 @contextmanager

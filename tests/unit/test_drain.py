@@ -5,23 +5,36 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tests.e2e.engines import tiny
-from vllm_sink.serving import DRAIN_MIDDLEWARE, drain, drain_middleware
+from vllm_sink.serving import CALLER_MIDDLEWARE, DRAIN_MIDDLEWARE, drain
 from vllm_sink.serving.drain_middleware import DrainMiddleware
 
 EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8")]
 
 
+class _Engine:
+    """What stands where vLLM's server has its engine; only its identity matters here."""
+
+
 @pytest.fixture
-def state(monkeypatch: pytest.MonkeyPatch) -> drain.Drain:
-    """A state of this test's own; the process's is for good."""
-    fresh = drain.Drain()
-    monkeypatch.setattr(drain_middleware, "DRAIN", fresh)
-    return fresh
+def engine() -> _Engine:
+    return _Engine()
+
+
+@pytest.fixture
+def state(engine: _Engine) -> drain.Drain:
+    return drain.drain_of(engine)
+
+
+@pytest.fixture
+def ask(engine: _Engine) -> Any:
+    """Asks the server of this test's engine."""
+    return lambda path, method="POST": _ask(engine, path, method)
 
 
 async def _endless(scope: Any, receive: Any, send: Any) -> None:
@@ -33,23 +46,24 @@ async def _endless(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": False})
 
 
-async def _ask(path: str, method: str = "POST") -> tuple[int, bytes]:
+async def _ask(engine: _Engine, path: str, method: str) -> tuple[int, bytes]:
     """Status and body of an answer."""
     sent: list[dict[str, Any]] = []
 
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "method": method, "path": path}
+    app = SimpleNamespace(state=SimpleNamespace(engine_client=engine))
+    scope = {"type": "http", "method": method, "path": path, "app": app}
     await DrainMiddleware(_endless)(scope, None, send)
     assert [m["type"] for m in sent].count("http.response.start") == 1
     assert not sent[-1]["more_body"]
     return sent[0]["status"], b"".join(m.get("body", b"") for m in sent)
 
 
-def test_a_stream_that_does_not_end_is_told_why(state: drain.Drain) -> None:
+def test_a_stream_that_does_not_end_is_told_why(state: drain.Drain, ask: Any) -> None:
     async def run() -> tuple[int, bytes]:
-        asked = asyncio.ensure_future(_ask("/v1/completions"))
+        asked = asyncio.ensure_future(ask("/v1/completions"))
         await asyncio.sleep(0.05)
         state.begin(0.1)
         return await asked
@@ -62,14 +76,20 @@ def test_a_stream_that_does_not_end_is_told_why(state: drain.Drain) -> None:
     assert state.wait_until_idle(0)
 
 
-def test_what_is_new_is_refused_and_the_probe_says_so(state: drain.Drain) -> None:
-    assert asyncio.run(_ask("/quick")) == (200, b"data: [DONE]\n\n")
+def test_what_is_new_is_refused_and_the_probe_says_so(state: drain.Drain, ask: Any) -> None:
+    assert asyncio.run(ask("/quick")) == (200, b"data: [DONE]\n\n")
     state.begin(10)
     for path, method in (("/v1/chat/completions", "POST"), ("/health", "GET")):
-        status, body = asyncio.run(_ask(path, method))
+        status, body = asyncio.run(ask(path, method))
         assert status == 503
         assert json.loads(body)["error"]["message"] == drain.REFUSED
-    assert asyncio.run(_ask("/quick", "GET"))[0] == 200
+    assert asyncio.run(ask("/quick", "GET"))[0] == 200
+
+
+def test_a_server_that_was_closed_says_nothing_of_the_next(state: drain.Drain) -> None:
+    """A process may close one engine and serve another: only the first one's clients are refused."""
+    state.begin(10)
+    assert asyncio.run(_ask(_Engine(), "/quick", "POST")) == (200, b"data: [DONE]\n\n")
 
 
 def test_the_time_for_streams_leaves_some_for_the_end() -> None:
@@ -80,7 +100,7 @@ def test_the_time_for_streams_leaves_some_for_the_end() -> None:
 
 @pytest.mark.parametrize(
     ("flags", "middleware"),
-    [([], []), (["--kv-policy", "full"], []), (["--kv-policy", "sink"], [DRAIN_MIDDLEWARE])],
+    [([], []), (["--kv-policy", "full"], []), (["--kv-policy", "sink"], [CALLER_MIDDLEWARE, DRAIN_MIDDLEWARE])],
     ids=["none", "full", "sink"],
 )
 def test_only_a_server_with_a_policy_drains_by_it(

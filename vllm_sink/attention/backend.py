@@ -126,8 +126,9 @@ class SinkAttentionImpl(AttentionImpl[SinkMetadata]):
         cache = self._by_slot(kv_cache)
         if cpu_decode.store(key, value, cache, slot_mapping):
             return
-        tokens = slot_mapping.shape[0]
-        cache[slot_mapping] = torch.cat((key[:tokens], value[:tokens]), -1).to(cache.dtype)
+        stored = slot_mapping >= 0
+        rows = torch.cat((key, value), -1)[: slot_mapping.shape[0]][stored]
+        cache[slot_mapping[stored]] = rows.to(cache.dtype)
 
     @override
     def forward(

@@ -68,21 +68,20 @@ WRAPS = (
         "vllm.v1.engine.input_processor:InputProcessor.process_inputs",
         "the one place that has a request's parameters and its prompt's length; the hook for "
         "parameters (LogitsProcessor.validate_params) does not see the prompt",
+        ("request_id", "prompt"),
     ),
     Hook(
         "wraps",
-        f"{_RENDERER}.render_chat",
+        f"{_RENDERER}.preprocess_chat",
         "the one place where a chat's messages, its template and its tokens meet, for "
-        '"sink_tokens": "system"; and, as the two below, where a request is told its tenant',
-        ("request",),
+        '"sink_tokens": "system"',
+        ("request", "messages"),
     ),
-    Hook("wraps", f"{_RENDERER}.render_completion", "a request's tenant", ("request",)),
     Hook(
         "wraps",
-        f"{_RENDERER}.render_responses",
-        "a request's tenant",
-        ("request",),
-        optional=True,
+        "vllm.entrypoints.generate.beam_search.online:BeamSearchOnlineMixin.beam_search",
+        "beams end where max_model_len does, which a stream has none of",
+        ("prompt", "request_id", "params"),
     ),
     Hook(
         "wraps",
@@ -94,8 +93,27 @@ WRAPS = (
     Hook(
         "wraps",
         "vllm.v1.engine.async_llm:AsyncLLM.add_request",
-        "the one place where a prompt that comes piece by piece can be refused as a whole",
-        ("request_id", "prompt"),
+        "where every request of a server's enters, in the task that answers it: a tenant's limits, "
+        "prompts that come piece by piece, and what the caller is told",
+        ("request_id", "prompt", "params"),
+    ),
+    Hook(
+        "wraps",
+        "vllm.v1.engine.llm_engine:LLMEngine.add_request",
+        "a request that was made by hand has passed no check",
+        ("request_id", "prompt", "params"),
+    ),
+    Hook(
+        "wraps",
+        "vllm.v1.engine.core:EngineCoreRequest",
+        "what the server says of a request travels in a field of its own, since a client can write "
+        "extra_args",
+    ),
+    Hook(
+        "wraps",
+        "vllm.v1.request:Request.from_engine_core_request",
+        "the request of the scheduler takes over those fields",
+        ("request",),
     ),
     Hook(
         "wraps",
@@ -106,7 +124,7 @@ WRAPS = (
     Hook(
         "wraps",
         "vllm.v1.engine.output_processor:OutputProcessor.add_request",
-        "where a tenant's stream becomes known; only with a tenant's limits",
+        "where a stream becomes known, and is told its tenant",
         ("request",),
     ),
     Hook(
@@ -136,9 +154,9 @@ WRAPS = (
     ),
     Hook(
         "wraps",
-        "vllm.v1.engine.detokenizer:FastIncrementalDetokenizer.__init__",
-        "a prompt is turned into text, all of it, at the first token of its answer, in the event "
-        "loop",
+        "vllm.v1.engine.detokenizer:IncrementalDetokenizer.from_new_request",
+        "vLLM's detokenizers hold text that ends in U+FFFD, repeat a prompt that does, and decode "
+        "skipped tokens again at every step; a plugin cannot name another",
         ("tokenizer", "request"),
     ),
     Hook(
@@ -216,6 +234,21 @@ OVERRIDES = (
         "vllm_sink.attention.metadata:SinkMetadataBuilder",
         "vllm.v1.attention.backend:AttentionMetadataBuilder",
         "register_backend",
+    ),
+    (
+        "vllm_sink.serving.detokenizer:WithDecodeStream",
+        "vllm.v1.engine.detokenizer:FastIncrementalDetokenizer",
+        "from_new_request",
+    ),
+    (
+        "vllm_sink.serving.detokenizer:FastDetokenizer",
+        "vllm.v1.engine.detokenizer:FastIncrementalDetokenizer",
+        "from_new_request",
+    ),
+    (
+        "vllm_sink.serving.detokenizer:SlowDetokenizer",
+        "vllm.v1.engine.detokenizer:SlowIncrementalDetokenizer",
+        "from_new_request",
     ),
 )
 
@@ -298,10 +331,16 @@ READS = (
     *_reads(_SPIN, "its socket is looked at now and then", "local_notify_socket"),
     *_reads(
         "vllm.v1.engine.detokenizer:FastIncrementalDetokenizer",
-        "a prompt's end is enough",
-        "_protected_step",
-        "stream",
+        "which tokens are skipped",
         "skip_special_tokens",
+        "tokenizer",
+    ),
+    *_reads(
+        "vllm.v1.engine.detokenizer:SlowIncrementalDetokenizer",
+        "how tokens are written",
+        "skip_special_tokens",
+        "spaces_between_special_tokens",
+        "tokenizer",
     ),
     *_reads(
         _RUNNER_V1,
@@ -353,3 +392,7 @@ READS = (
         "use_v2_model_runner",
     ),
 )
+
+
+#: Classes whose attributes vLLM does promise: what its users write and are given.
+PUBLIC: dict[str, str] = {}

@@ -11,7 +11,7 @@ import functools
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import Any
 
 ATTENTION_BACKEND = "vllm_sink.attention.backend.SinkAttentionBackend"
@@ -57,6 +57,7 @@ def add_scheduler_stats(stats: type) -> None:
     from vllm.v1.metrics.stats import SchedulerStats
 
     fields = SchedulerStats.__dataclass_fields__
+    WRAPPED.add(f"{SchedulerStats.__module__}:{SchedulerStats.__qualname__}")
     if "plugin_stats" in fields or "sink_stats" in fields:
         return
     # A field made by the dataclass machinery itself, with its type and default in place.
@@ -91,6 +92,9 @@ _Make = Callable[[Callable[..., Any]], Callable[..., Any]]
 #: The attribute of a wrapped function that names who wrapped it.
 _MAKERS = "__vllm_sink__"
 
+#: What this process has replaced or extended, as ``vllm_sink.compat.hooks`` names it.
+WRAPPED: set[str] = set()
+
 
 def _gone(owner: type, name: str) -> ImportError:
     module = owner.__module__
@@ -115,6 +119,7 @@ def wrap(owner: type, name: str, make: _Make) -> None:
     original: Any = owner.__dict__.get(name)
     if original is None:
         raise _gone(owner, name)
+    WRAPPED.add(f"{owner.__module__}:{owner.__qualname__}.{name}")
     function = getattr(original, "__func__", original)
     maker = f"{make.__module__}.{make.__qualname__}"
     makers: tuple[str, ...] = getattr(function, _MAKERS, ())
@@ -131,6 +136,18 @@ def wrap(owner: type, name: str, make: _Make) -> None:
     wrapped = like_it(function)
     setattr(wrapped, _MAKERS, (*makers, maker))
     _replace(owner, name, original, wrapped)
+
+
+def replace_name(module: ModuleType, name: str, value: Any) -> None:
+    """Let a module of vLLM's find ``value`` under one of its global names.
+
+    Raises:
+        ImportError: the module has no such name: an unknown version, refused by name.
+    """
+    if not hasattr(module, name):
+        raise ImportError(f"vllm-sink does not know this vllm: {module.__name__}.{name} is gone")
+    WRAPPED.add(f"{module.__name__}:{name}")
+    setattr(module, name, value)
 
 
 def unwrap_all(owner: type) -> None:
@@ -158,6 +175,8 @@ def wrap_method_of(thing: Any, name: str, make: _Make) -> None:
     if not hasattr(thing, name):
         raise _gone(type(thing), name)
     method = getattr(thing, name)
+    owner = next((c for c in type(thing).__mro__ if name in vars(c)), type(thing))
+    WRAPPED.add(f"{owner.__module__}:{owner.__qualname__}.{name}")
     if not hasattr(method, "extend"):
         setattr(thing, name, make(method))
         return
@@ -203,14 +222,6 @@ def wrap_v1_positions(raise_positions: Callable[[Any, Any], None]) -> None:
         return prepare
 
     wrap(GPUModelRunner, "_prepare_inputs", make)
-
-
-def request_renderers() -> list[str]:
-    """Methods of ``OnlineRenderer`` that OpenAI's endpoints call; 0.29 had no third."""
-    from vllm.renderers.online_renderer import OnlineRenderer
-
-    names = ("render_chat", "render_completion", "render_responses")
-    return [name for name in names if hasattr(OnlineRenderer, name)]
 
 
 def serve_arguments() -> Any:

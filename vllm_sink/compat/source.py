@@ -7,7 +7,7 @@ has it.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -221,18 +221,47 @@ class Source:
 
 @cache
 def _attributes(cls: ast.ClassDef) -> frozenset[str]:
-    """Names of methods, fields, and what a class's methods assign to."""
-    names = set()
-    for node in ast.walk(cls):
-        if isinstance(node, _Function):
+    """Names that an object of this class has: its body's, and what its methods give ``self``."""
+    names: set[str] = set()
+    for node in _flat(cls.body):
+        if isinstance(node, (_Function, ast.ClassDef)):
             names.add(node.name)
         elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            # An annotation alone is a field of a dataclass, a NamedTuple or a Struct.
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            for target in (
-                e for t in targets for e in (t.elts if isinstance(t, ast.Tuple) else [t])
-            ):
-                if isinstance(target, ast.Name):
-                    names.add(target.id)
-                elif isinstance(target, ast.Attribute):
-                    names.add(target.attr)
+            names |= {n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)}
+        if isinstance(node, _Function) and (first := _first_parameter(node)):
+            names |= _given_to(first, node.body)
     return frozenset(names)
+
+
+def _first_parameter(method: _Function) -> str | None:
+    """What a method calls its object, or its class; None for a static one."""
+    positional = [*method.args.posonlyargs, *method.args.args]
+    static = any(isinstance(d, ast.Name) and d.id == "staticmethod" for d in method.decorator_list)
+    return positional[0].arg if positional and not static else None
+
+
+def _given_to(owner: str, body: Iterable[ast.AST]) -> set[str]:
+    """Attributes that statements assign to the variable ``owner``, nested functions included.
+
+    Neither an annotation alone nor ``owner.x += 1`` makes an attribute.
+    """
+    names: set[str] = set()
+    for node in body:
+        match node:
+            case ast.Attribute(value=ast.Name(id=variable), ctx=ast.Store()) if variable == owner:
+                names.add(node.attr)
+            case ast.AnnAssign(value=None) | ast.AugAssign() | ast.ClassDef():
+                continue
+            case ast.FunctionDef() | ast.AsyncFunctionDef() if _shadows(node, owner):
+                continue
+        names |= _given_to(owner, ast.iter_child_nodes(node))
+    return names
+
+
+def _shadows(function: _Function, name: str) -> bool:
+    """Whether a nested function has a parameter of that name: it is another object there."""
+    spec = function.args
+    parameters = [*spec.posonlyargs, *spec.args, *spec.kwonlyargs, spec.vararg, spec.kwarg]
+    return any(parameter is not None and parameter.arg == name for parameter in parameters)

@@ -18,14 +18,17 @@ def settle_length(params: Any, prompt_tokens: int, longest: int) -> int:
         longest: of any stream of the engine; past what stands for "until stopped", that.
     """
     longest = min(longest, segments.ENDLESS_TOKENS)
-    params.max_tokens = min(params.max_tokens, longest - prompt_tokens)
+    most = longest - prompt_tokens
+    params.max_tokens = most if params.max_tokens is None else min(params.max_tokens, most)
+    # vLLM's V2 runner adds it to the prompt's length in 32 bits.
+    params.min_tokens = min(params.min_tokens, params.max_tokens)
     return int(prompt_tokens + params.max_tokens)
 
 
 def check_segment(
     request: Any, kv_policy: KVPolicy, prompt_tokens: int, total_tokens: int, block_size: int
 ) -> None:
-    """Refuse what cannot be told of a stream whose early tokens are gone.
+    """Refuse what cannot be computed for a stream whose early tokens are gone.
 
     Args:
         request: vLLM's ``EngineCoreRequest``.
@@ -51,12 +54,11 @@ def check_segment(
         )
     if params.prompt_logprobs is not None and prompt_tokens > full:
         raise PolicyError("prompt_logprobs", params.prompt_logprobs, f"none, or a prompt of {hint}")
-    if getattr(params, "thinking_token_budget", None) is not None:
-        raise PolicyError(
-            "thinking_token_budget",
-            params.thinking_token_budget,
-            f"none, or a prompt and max_tokens of together {hint}",
-        )
+    # The V2 runner finds both by the prompt's length, which a rollover lowers.
+    for name in ("thinking_token_budget", "prompt_logprob_token_ids", "trace_decode_token_ids"):
+        if (value := getattr(params, name, None)) is not None:
+            told = value if isinstance(value, int) else f"{len(value)} rows"
+            raise PolicyError(name, told, f"none, or a prompt and max_tokens of together {hint}")
     repetition = getattr(params, "repetition_detection", None)
     if repetition is not None:
         span = repetition.max_pattern_size * repetition.min_count
@@ -70,6 +72,6 @@ def check_segment(
 
 
 def most_sinks(kv_policy: KVPolicy, block_size: int) -> int:
-    """The largest ``S`` with which a stream gets on in a segment."""
+    """The largest ``S`` with which a stream can proceed in a segment."""
     spare = kv_policy.segment - segments.least_tokens(0, kv_policy.window, block_size)
     return spare // block_size * block_size

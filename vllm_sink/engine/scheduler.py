@@ -15,6 +15,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 
 from vllm_sink.cache.hashing import SinkBlockHashes, sink_block_hasher
 from vllm_sink.cache.manager import SinkWindowManager
+from vllm_sink.engine.core_request import install_in_core
 from vllm_sink.engine.rollover import RollingStreams
 from vllm_sink.engine.stats import StreamReporting
 from vllm_sink.policy import policy_of
@@ -30,6 +31,9 @@ else:
     _Base = object
 
 logger = init_logger("vllm.sink")
+
+# vLLM imports this module with its scheduler, before it reads the first request.
+install_in_core()
 
 
 class StreamScheduling(_Base):

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from typing_extensions import override
 
 from vllm_sink import compat
+from vllm_sink.engine.core_request import tenant_of
 from vllm_sink.metrics.collector import StreamCollector
 from vllm_sink.metrics.config import MetricsConfig
 from vllm_sink.metrics.stats import StreamStats
 from vllm_sink.metrics.tenants import Tenants
-from vllm_sink.request_args import tenant_of
 from vllm_sink.segments import base_of
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class StreamReporting(_Base):
     @override
     def add_request(self, request: Request) -> None:
         if self.statistics is not None and request.request_id not in self.requests:
-            self.statistics.opened(request.request_id, tenant_of(request.sampling_params))
+            self.statistics.opened(request.request_id, tenant_of(request))
         super().add_request(request)
 
     @override

@@ -27,14 +27,7 @@ def install(vllm_config: Any) -> None:
     from vllm_sink.metrics.config import MetricsConfig
     from vllm_sink.metrics.stats import StreamStats
 
-    config = MetricsConfig.from_config(vllm_config.additional_config)
+    MetricsConfig.from_config(vllm_config.additional_config)
     compat.add_scheduler_stats(StreamStats)
     compat.wrap(AsyncLLM, "__init__", hook.with_stream_metrics)
     compat.wrap(LLMEngine, "__init__", hook.with_stream_metrics)
-    if config.on:
-        from vllm.renderers.online_renderer import OnlineRenderer
-
-        from vllm_sink.serving.tenant import with_tenant
-
-        for name in compat.request_renderers():
-            compat.wrap(OnlineRenderer, name, with_tenant(config))

@@ -2,4 +2,4 @@
 
 #: How vLLM's ``--middleware`` finds them. Named here, where nothing of vLLM is imported.
 DRAIN_MIDDLEWARE = "vllm_sink.serving.drain_middleware.DrainMiddleware"
-TENANT_MIDDLEWARE = "vllm_sink.serving.tenant.TenantMiddleware"
+CALLER_MIDDLEWARE = "vllm_sink.serving.caller_middleware.CallerMiddleware"

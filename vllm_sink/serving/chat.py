@@ -1,7 +1,8 @@
 """``"sink_tokens": "system"``: pin the leading system message as the chat template renders it.
 
-Wraps ``OnlineRenderer.render_chat`` (``vllm/renderers/online_renderer.py``), where a request's
-messages, its template and its tokens meet; later hooks see the tokens alone.
+Wraps ``OnlineRenderer.preprocess_chat`` (``vllm/renderers/online_renderer.py``), where a request's
+messages, its template and its tokens meet, for chats, batches of them, Responses (``instructions``),
+Anthropic's Messages (``system``) and beams alike; later hooks see the tokens alone.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from typing import Any
 from vllm.exceptions import VLLMValidationError
 from vllm.logger import init_logger
 
+from vllm_sink.caller import CALLER
+from vllm_sink.engine.door import SYSTEM_TOKENS
+from vllm_sink.policy import policy_of
 from vllm_sink.request_args import SINK_TOKENS, SYSTEM
 
 logger = init_logger("vllm.sink")
@@ -22,78 +26,83 @@ _SYSTEM_ROLES = ("system", "developer")
 #: Two user messages that share no first token: what their renderings share is the system message.
 _PROBES = ("a", "1")
 
+#: What a rendering of the system message alone must not do: begin an answer, or leave one open.
+_ALONE = {"add_generation_prompt": False, "continue_final_message": False}
 
-def with_system_sinks(render_chat: Callable[..., Any]) -> Callable[..., Any]:
-    """``render_chat`` that turns ``"system"`` into the number of tokens it stands for."""
 
-    async def render(self: Any, request: Any, **kwargs: Any) -> Any:
-        wanted = (getattr(request, "vllm_xargs", None) or {}).get(SINK_TOKENS)
-        result = await render_chat(self, request, **kwargs)
-        if wanted != SYSTEM or not isinstance(result, tuple):
-            return result
-        leading = 0
-        for message in request.messages:
-            if _role(message) not in _SYSTEM_ROLES:
-                break
-            leading += 1
+def with_system_tokens(preprocess_chat: Callable[..., Any]) -> Callable[..., Any]:
+    """``preprocess_chat`` that counts the leading system message, where somebody may pin it.
+
+    The number goes to the door beside the tokens (``SYSTEM_TOKENS``), and with the caller, since
+    beam search makes prompts of its own.
+    """
+
+    async def render(self: Any, request: Any, messages: list[Any], *args: Any, **kwargs: Any) -> Any:
+        rendered = await preprocess_chat(self, request, messages, *args, **kwargs)
+        kv_policy = policy_of(self.renderer.config)
+        if kv_policy is None:
+            return rendered
+        caller = CALLER.get(None)
+        written = (getattr(request, "vllm_xargs", None) or {}) if caller is None else caller.options
+        wanted = written.get(SINK_TOKENS, SYSTEM if kv_policy.pins_system else None)
+        if wanted != SYSTEM:
+            return rendered
+        leading = _leading(messages)
         if not leading:
+            if SINK_TOKENS not in written:
+                return rendered
             raise VLLMValidationError(
                 f"{SINK_TOKENS}: {SYSTEM!r} is not allowed without a leading system message; "
                 "allowed: a number of tokens, or a conversation that begins with a system message",
                 parameter=SINK_TOKENS,
                 value=SYSTEM,
             )
-        prompt = _tokens(result)
-        shared = await _render_shared(self, render_chat, request, leading)
-        request.vllm_xargs = {**request.vllm_xargs, SINK_TOKENS: _common(prompt, shared)}
-        return result
+
+        async def tokens_of(shown: list[Any]) -> Sequence[int]:
+            _, (alone,) = await preprocess_chat(self, _copy(request), shown, *args, **kwargs)
+            tokens: Sequence[int] = alone["prompt_token_ids"]
+            return tokens
+
+        _, (prompt,) = rendered
+        shared = await _shared(tokens_of, messages[:leading])
+        prompt[SYSTEM_TOKENS] = _common(prompt["prompt_token_ids"], shared)
+        if caller is not None:
+            caller.system_tokens = prompt[SYSTEM_TOKENS]
+        return rendered
 
     return render
 
 
-async def _render_shared(
-    renderer: Any, render_chat: Callable[..., Any], request: Any, leading: int
-) -> Sequence[int]:
+async def _shared(tokens_of: Callable[..., Any], system: list[Any]) -> Sequence[int]:
     """The tokens of the system message alone, or of what any user message would follow."""
-    system = request.messages[:leading]
     try:
-        alone = await render_chat(renderer, _copy(request, system))
-        if isinstance(alone, tuple):
-            return _tokens(alone)
+        alone: Sequence[int] = await tokens_of(system)
+        return alone
     except Exception as error:
         # A template raises whatever it likes, Jinja's errors included.
         logger.debug("The chat template does not render a system message alone: %s", error)
     # Some templates want a user turn (Mistral, Gemma): what two different ones have in common.
-    rendered = [
-        _tokens(
-            await render_chat(
-                renderer, _copy(request, [*system, {"role": "user", "content": probe}])
-            )
-        )
-        for probe in _PROBES
-    ]
+    shown = [[*system, {"role": "user", "content": probe}] for probe in _PROBES]
+    rendered = [await tokens_of(messages) for messages in shown]
     return rendered[0][: _common(*rendered)]
 
 
-def _copy(request: Any, messages: list[Any]) -> Any:
-    return request.model_copy(
-        update={
-            "messages": messages,
-            "add_generation_prompt": False,
-            "continue_final_message": False,
-            "vllm_xargs": None,
-        }
-    )
+def _copy(request: Any) -> Any:
+    """The request as it would be with the system message alone."""
+    known = type(request).model_fields
+    return request.model_copy(update={k: v for k, v in _ALONE.items() if k in known})
+
+
+def _leading(messages: list[Any]) -> int:
+    """How many messages a conversation begins with that are instructions."""
+    for i, message in enumerate(messages):
+        if _role(message) not in _SYSTEM_ROLES:
+            return i
+    return len(messages)
 
 
 def _role(message: Any) -> str | None:
     return message.get("role") if isinstance(message, dict) else getattr(message, "role", None)
-
-
-def _tokens(result: Any) -> Sequence[int]:
-    _, engine_inputs = result
-    tokens: Sequence[int] = engine_inputs[0]["prompt_token_ids"]
-    return tokens
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

@@ -3,7 +3,7 @@
 vLLM's ``--shutdown-timeout`` lets requests finish for so long and then kills the engine; its API
 server then waits for clients that wait for it, for ever, and until then takes requests that it
 throws away. An endless stream never finishes by itself. So a little before the time is up what
-still runs is ended with an error that says so, and its client goes on elsewhere, from its history.
+still runs is ended with an error that says so, and its client continues elsewhere, from its history.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
+from weakref import WeakKeyDictionary
 
 #: What a client is told, in an error of this type.
 ENDED = (
@@ -29,7 +30,7 @@ MARGIN = 5.0
 
 
 class Drain:
-    """The state of this process; there is one, :data:`DRAIN`.
+    """The responses of one engine.
 
     Attributes:
         begun: whether nothing new is taken.
@@ -92,8 +93,13 @@ class Live:
             self._loop.call_soon_threadsafe(later)
 
 
-#: Of this process.
-DRAIN = Drain()
+#: Of each engine in this process; one that is closed says nothing of the next.
+_DRAINS: WeakKeyDictionary[Any, Drain] = WeakKeyDictionary()
+
+
+def drain_of(engine: Any) -> Drain:
+    """The responses of an engine."""
+    return _DRAINS.setdefault(engine, Drain())
 
 
 def grace(timeout: float) -> float:
@@ -107,8 +113,9 @@ def with_drain(shutdown: Callable[..., None]) -> Callable[..., None]:
     def drained(self: Any, timeout: float | None = None) -> None:
         began = time.monotonic()
         if not _on_event_loop():  # there it is the last clearing up, and no response could end
-            DRAIN.begin(grace(timeout or 0.0))
-            DRAIN.wait_until_idle((timeout or 0.0) + 1.0)
+            drain = drain_of(self)
+            drain.begin(grace(timeout or 0.0))
+            drain.wait_until_idle((timeout or 0.0) + 1.0)
         if timeout:
             # Zero would mean "abort"; there is nothing left to abort.
             timeout = max(1.0, timeout - (time.monotonic() - began))

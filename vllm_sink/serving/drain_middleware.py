@@ -7,7 +7,7 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from vllm_sink.serving.drain import DRAIN, ENDED, ERROR_TYPE, REFUSED, STATUS
+from vllm_sink.serving.drain import ENDED, ERROR_TYPE, REFUSED, STATUS, Drain, drain_of
 
 _Message = dict[str, Any]
 _Send = Callable[[_Message], Awaitable[None]]
@@ -25,29 +25,33 @@ def last_event(message: str = ENDED) -> str:
 
 
 class DrainMiddleware:
-    """ASGI: what :data:`~vllm_sink.serving.drain.DRAIN` says, said to clients."""
+    """ASGI: what the engine's :class:`~vllm_sink.serving.drain.Drain` says, said to clients."""
 
     def __init__(self, app: _App) -> None:
         self.app = app
 
     async def __call__(self, scope: _Message, receive: Any, send: _Send) -> None:
-        if scope["type"] != "http":
+        # vLLM's server puts its engine there (launchers/api_server/app_state.py).
+        engine = getattr(scope["app"].state, "engine_client", None) if "app" in scope else None
+        if scope["type"] != "http" or engine is None:
             await self.app(scope, receive, send)
-        elif scope["method"] != "POST":
-            # /metrics goes on being read; /health tells whoever sends requests to stop.
-            if DRAIN.begun and scope["path"] == "/health":
+            return
+        drain = drain_of(engine)
+        if scope["method"] != "POST":
+            # /metrics is read on; /health tells whoever sends requests to stop.
+            if drain.begun and scope["path"] == "/health":
                 await _answer(send, REFUSED)
             else:
                 await self.app(scope, receive, send)
-        elif DRAIN.begun:
+        elif drain.begun:
             await _answer(send, REFUSED)
         else:
-            await self._watch(scope, receive, send)
+            await self._watch(drain, scope, receive, send)
 
-    async def _watch(self, scope: _Message, receive: Any, send: _Send) -> None:
+    async def _watch(self, drain: Drain, scope: _Message, receive: Any, send: _Send) -> None:
         """Run a request until it ends or must end."""
         response = _Response(send)
-        with DRAIN.live() as live:
+        with drain.live() as live:
             running = asyncio.ensure_future(self.app(scope, receive, response.send))
             expiry = asyncio.ensure_future(live.expired.wait())
             try:

@@ -1,41 +1,76 @@
 """What a tenant may have at once: live streams, and pinned tokens; past it, HTTP 429.
 
-A request is counted from when it has been rendered, before its answer begins, until the engine's
-front end lets go of it. The limits are this process's: of a server, or of one replica.
-
-::
-
-    render ── admit: count, or refuse ── pending[ticket] ──┐
-    OutputProcessor.add_request ───────────────────────────┴─> live[request], while vLLM knows it
+A request is counted from when it comes to the engine's front end (``AsyncLLM.add_request``) until
+that lets go of it; one that is refused there is counted no longer. The limits are this process's:
+of a server, or of one replica.
 """
 
 from __future__ import annotations
 
-import asyncio
-import uuid
-from collections.abc import Awaitable, Callable, Container
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
+from weakref import WeakKeyDictionary
 
-from vllm.exceptions import GracefulHTTPError
+from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 
+from vllm_sink.caller import CALLER, Caller
+from vllm_sink.engine.core_request import SinkRequest
+from vllm_sink.errors import PolicyError
+from vllm_sink.metrics.config import MetricsConfig
 from vllm_sink.metrics.tenants import MAX_LENGTH, NONE
-from vllm_sink.request_args import SINK_TOKENS, TENANT, TICKET
+from vllm_sink.policy import policy_of
+from vllm_sink.request_args import SINK_TOKENS
 from vllm_sink.serving.access import FLAGS, Access
 
-#: Seconds between the end of a handler and that of a request which never became a stream. A
-#: streamed answer's handler ends just before its streams begin.
-PATIENCE = 1.0
+#: Admissions after which tenants that have nothing left are forgotten.
+SWEEP = 256
 
 
 @dataclass
-class _Pending:
-    """A request that was admitted and has not all of its streams yet."""
+class Admission:
+    """A request that is being added to the engine.
 
-    tenant: str
-    sinks: int
-    streams: int
+    Attributes:
+        tenant: whose; None where the server looks for none.
+        sinks: tokens that each of its streams pins.
+        streams: streams that are yet to begin.
+    """
+
+    tenant: str | None
+    sinks: int = 0
+    streams: int = 0
+    _holder: _Holder | None = None
+
+    def begins(self, request_id: str, known: Container[str]) -> None:
+        """One of its streams is known to the front end now.
+
+        Args:
+            request_id: vLLM's, of the stream.
+            known: the requests that the front end knows, kept to ask again.
+        """
+        if self._holder is not None:
+            self.streams -= 1
+            self._holder.live[request_id] = (self.sinks, known)
+
+
+@dataclass
+class _Holder:
+    """What one tenant has."""
+
+    live: dict[str, tuple[int, Container[str]]] = field(default_factory=dict)
+    adding: list[Admission] = field(default_factory=list)
+
+    def count(self) -> tuple[int, int]:
+        """Streams and pinned tokens."""
+        self.live = {r: (sinks, known) for r, (sinks, known) in self.live.items() if r in known}
+        sinks = [sinks for sinks, _ in self.live.values()]
+        for admission in self.adding:
+            sinks += [admission.sinks] * admission.streams
+        return len(sinks), sum(sinks)
 
 
 class TenantLimits:
@@ -43,25 +78,37 @@ class TenantLimits:
 
     Args:
         access: the limits.
-        default_sinks: ``S`` of a request that names none.
     """
 
-    def __init__(self, access: Access, default_sinks: int) -> None:
+    def __init__(self, access: Access) -> None:
         self.access = access
-        self.default_sinks = default_sinks
-        self._pending: dict[str, _Pending] = {}
-        self._live: dict[str, tuple[str, int]] = {}
-        self._known: Container[str] = self._live
+        self._tenants: dict[str, _Holder] = {}
+        self._admissions = 0
 
-    def admit(self, tenant: str, streams: int, sinks: int) -> str:
-        """Count a request that is about to begin; its ticket.
+    @contextmanager
+    def admit(self, tenant: str, streams: int, sinks: int) -> Iterator[Admission]:
+        """Count a request while it is added to the engine; its streams count on by themselves.
 
         Raises:
             GracefulHTTPError: 429, naming the tenant, the limit and what there is already.
         """
         tenant = (tenant or NONE)[:MAX_LENGTH]
-        have, pinned = self._count(tenant)
-        for field, limit, already, more, what in (
+        if not self.access.limited:
+            yield Admission(tenant)
+            return
+        self._sweep()
+        holder = self._tenants.setdefault(tenant, _Holder())
+        self._require(holder, tenant, streams, sinks)
+        admission = Admission(tenant, sinks, streams, holder)
+        holder.adding.append(admission)
+        try:
+            yield admission
+        finally:
+            holder.adding.remove(admission)
+
+    def _require(self, holder: _Holder, tenant: str, streams: int, sinks: int) -> None:
+        have, pinned = holder.count()
+        for name, limit, already, more, what in (
             ("max_streams", self.access.max_streams, have, streams, "live streams"),
             (
                 "max_pinned_tokens",
@@ -74,108 +121,90 @@ class TenantLimits:
             if limit is not None and already + more > limit:
                 raise GracefulHTTPError(
                     f"tenant {tenant!r} has {already} {what} and asks for {more} more; allowed: "
-                    f"{limit} ({FLAGS[field]}). Try again when one of its streams has ended",
+                    f"{limit} ({FLAGS[name]}). Try again when one of its streams has ended",
                     HTTPStatus.TOO_MANY_REQUESTS,
                 )
-        ticket = uuid.uuid4().hex
-        self._pending[ticket] = _Pending(tenant, sinks, streams)
-        return ticket
 
-    def begins(self, request_id: str, ticket: object, known: Container[str]) -> None:
-        """One of a request's streams is known to the front end now.
-
-        Args:
-            request_id: vLLM's, of the stream.
-            ticket: the request's, if it has one.
-            known: the requests that the front end knows, kept to ask again.
-        """
-        self._known = known
-        pending = self._pending.get(str(ticket))
-        if pending is None:
-            return
-        self._live[request_id] = (pending.tenant, pending.sinks)
-        pending.streams -= 1
-        if not pending.streams:
-            self.forget(str(ticket))
-
-    def forget(self, ticket: str) -> None:
-        """What did not begin until now never will."""
-        self._pending.pop(ticket, None)
-
-    def _count(self, tenant: str) -> tuple[int, int]:
-        """Streams and pinned tokens of a tenant."""
-        self._live = {r: stream for r, stream in self._live.items() if r in self._known}
-        sinks = [s for name, s in self._live.values() if name == tenant]
-        for pending in self._pending.values():
-            if pending.tenant == tenant:
-                sinks += [pending.sinks] * pending.streams
-        return len(sinks), sum(sinks)
+    def _sweep(self) -> None:
+        self._admissions += 1
+        if self._admissions % SWEEP == 0:
+            self._tenants = {
+                name: holder
+                for name, holder in self._tenants.items()
+                if holder.adding or holder.count()[0]
+            }
 
 
-def with_limits(
-    limits: TenantLimits,
-) -> Callable[[Callable[..., Awaitable[Any]]], Callable[..., Awaitable[Any]]]:
-    """A wrapper of ``render_*`` that admits a request, once its tokens and its tenant are known."""
+# -- the engine's front, wrapped ------------------------------------------------------------------
 
-    def wrapper(render: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-        async def rendered(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-            result = await render(self, request, *args, **kwargs)
-            extra = getattr(request, "vllm_xargs", None)
-            inputs = _inputs(result)
-            if not extra or TENANT not in extra or inputs is None:
-                return result
-            sinks = extra.get(SINK_TOKENS)
-            sinks = sinks if isinstance(sinks, int) and sinks >= 0 else limits.default_sinks
-            streams = len(inputs) * (getattr(request, "n", None) or 1)
-            ticket = limits.admit(str(extra[TENANT]), streams, sinks)
-            request.vllm_xargs = {**extra, TICKET: ticket}
-            _forget_after(asyncio.current_task(), limits, ticket)
-            return result
+#: The request that this task is adding.
+_ADMISSION: ContextVar[Admission] = ContextVar("vllm_sink_admission")
 
-        return rendered
-
-    return wrapper
+#: Of each engine in this process.
+_LIMITS: WeakKeyDictionary[Any, TenantLimits] = WeakKeyDictionary()
 
 
-def _inputs(result: Any) -> list[Any] | None:
-    """The prompts of a rendered request; None where it was refused."""
-    if isinstance(result, list):
-        return result
-    if hasattr(result, "engine_input"):  # of the responses API
-        return [result.engine_input]
-    return result[1] if isinstance(result, tuple) else None
+def limits_of(engine: Any) -> TenantLimits:
+    """The limits of an engine, which its own configuration names."""
+    if engine not in _LIMITS:
+        _LIMITS[engine] = TenantLimits(Access.from_config(engine.vllm_config.additional_config))
+    return _LIMITS[engine]
 
 
-def _forget_after(task: asyncio.Task[Any] | None, limits: TenantLimits, ticket: str) -> None:
-    assert task is not None
-    loop = task.get_loop()
-    task.add_done_callback(lambda _: loop.call_later(PATIENCE, limits.forget, ticket))
+def limited(add_request: Callable[..., Any]) -> Callable[..., Any]:
+    """``AsyncLLM.add_request`` within the limits of the caller's tenant."""
+
+    async def add(self: Any, request_id: str, prompt: Any, params: Any, *a: Any, **kw: Any) -> Any:
+        kv_policy = policy_of(self.vllm_config)
+        config = MetricsConfig.from_config(self.vllm_config.additional_config)
+        caller = CALLER.get(None)
+        if kv_policy is None or not config.on or caller is None:
+            return await add_request(self, request_id, prompt, params, *a, **kw)
+        tenant = tenant_name(config, caller)
+        streams = getattr(params, "n", 1)
+        sinks = _sinks(params, caller, kv_policy.sink_tokens)
+        with limits_of(self).admit(tenant, streams, sinks) as admission:
+            token = _ADMISSION.set(admission)
+            try:
+                return await add_request(self, request_id, prompt, params, *a, **kw)
+            finally:
+                _ADMISSION.reset(token)
+
+    return add
 
 
-def with_begins(
-    limits: TenantLimits,
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A wrapper of ``OutputProcessor.add_request``: where a stream becomes known."""
+def tenant_name(config: MetricsConfig, caller: Caller) -> str:
+    """The tenant's name; empty if the request has none.
 
-    def wrapper(add_request: Callable[..., None]) -> Callable[..., None]:
-        def added(self: Any, request: Any, *args: Any, **kwargs: Any) -> None:
-            add_request(self, request, *args, **kwargs)
-            extra = getattr(request.sampling_params, "extra_args", None) or {}
-            limits.begins(request.request_id, extra.get(TICKET), self.request_states)
-
-        return added
-
-    return wrapper
+    Raises:
+        VLLMValidationError: the header that names it was given twice.
+    """
+    if config.header is None:
+        return caller.user or ""
+    try:
+        return caller.header(config.header) or ""
+    except PolicyError as error:
+        raise VLLMValidationError(str(error), parameter=error.field) from None
 
 
-def install(access: Access, default_sinks: int) -> None:
-    """Limit tenants in this process, from now on. After the tenants' names are found."""
-    from vllm.renderers.online_renderer import OnlineRenderer
-    from vllm.v1.engine.output_processor import OutputProcessor
+def _sinks(params: Any, caller: Caller, default: int) -> int:
+    """Tokens that a stream of this request pins; what is no number is refused a little later."""
+    extra = getattr(params, "extra_args", None) or {}
+    asked = caller.options.get(SINK_TOKENS, extra.get(SINK_TOKENS, caller.system_tokens))
+    if isinstance(asked, str):
+        asked = caller.system_tokens
+    return asked if isinstance(asked, int) and asked >= 0 else default
 
-    from vllm_sink import compat
 
-    limits = TenantLimits(access, default_sinks)
-    for name in compat.request_renderers():
-        compat.wrap(OnlineRenderer, name, with_limits(limits))
-    compat.wrap(OutputProcessor, "add_request", with_begins(limits))
+def beginning(add_request: Callable[..., None]) -> Callable[..., None]:
+    """``OutputProcessor.add_request``, where a stream becomes known: it is told its tenant."""
+
+    def add(self: Any, request: Any, *args: Any, **kwargs: Any) -> None:
+        admission = _ADMISSION.get(None)
+        if admission is not None and isinstance(request, SinkRequest):
+            request.tenant = admission.tenant
+        add_request(self, request, *args, **kwargs)
+        if admission is not None:
+            admission.begins(request.request_id, self.request_states)
+
+    return add

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import torch
 from typing_extensions import override
 from vllm.config import set_current_vllm_config
 from vllm.model_executor.layers.attention import Attention
@@ -103,7 +104,9 @@ class SinkWorkerMixin(_Base):
 
     @override
     def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
-        self.rollovers.before_step(scheduler_output)
+        # What it edits in the runner was made inside it, and cannot be written outside.
+        with torch.inference_mode():
+            self.rollovers.before_step(scheduler_output)
         return super().execute_model(scheduler_output)
 
     def count_rollovers(self) -> int:

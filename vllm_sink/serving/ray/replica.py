@@ -5,16 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray.llm._internal.serve.core.configs.openai_api_models import ErrorInfo, ErrorResponse
 from ray.serve._private.replica import Replica
 from ray.serve.llm.deployment import LLMServer
 
 from vllm_sink import compat
-from vllm_sink.serving.drain import DRAIN, ENDED, ERROR_TYPE, REFUSED, STATUS, grace
+from vllm_sink.serving.drain import ENDED, ERROR_TYPE, REFUSED, STATUS, Drain, grace
 from vllm_sink.serving.drain_middleware import last_event
 from vllm_sink.serving.ray.autoscaling import report
+
+
+if TYPE_CHECKING:
+    from vllm_sink.caller import Caller
+
+#: A replica's process has one engine, and ends with it.
+DRAIN = Drain()
 
 
 class StreamServer(LLMServer):
@@ -44,19 +51,21 @@ class StreamServer(LLMServer):
         batch_output_stream: bool = False,
         raw_request_info: Any = None,
     ) -> AsyncGenerator[Any, None]:
-        from vllm_sink.serving.tenant import set_headers
+        from vllm_sink.caller import CALLER
+        from vllm_sink.serving.caller_middleware import from_request
 
         if DRAIN.begun:
             return refused()
-        if raw_request_info is not None:
-            set_headers(raw_request_info.headers)
+        headers = {} if raw_request_info is None else raw_request_info.headers
+        caller = from_request(headers, request)
+        CALLER.set(caller)
         answer = await super()._run_request(
             request,
             engine_method=engine_method,
             batch_output_stream=batch_output_stream,
             raw_request_info=raw_request_info,
         )
-        return with_reasons(answer, bool(getattr(request, "stream", False)))
+        return with_reasons(answer, bool(getattr(request, "stream", False)), caller)
 
 
 def draining(perform: Callable[..., Any]) -> Callable[..., Any]:
@@ -75,9 +84,14 @@ async def refused() -> AsyncGenerator[Any, None]:
 
 
 async def with_reasons(
-    answer: AsyncGenerator[Any, None], streamed: bool
+    answer: AsyncGenerator[Any, None], streamed: bool, caller: Caller | None = None
 ) -> AsyncGenerator[Any, None]:
-    """An answer that ends with a reason where its replica must go."""
+    """An answer that ends with a reason where its replica must go.
+
+    What the door refuses is answered with its status; a streamed answer of vLLM's would begin and
+    have the error in its first event.
+    """
+    from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
     from vllm.exceptions import GracefulHTTPError
 
     began = False
@@ -91,7 +105,12 @@ async def with_reasons(
                 if not part.done():
                     yield [last_event()] if streamed and began else _error(ENDED)
                     return
-                yield part.result()
+                result = part.result()
+                if not began and caller is not None and caller.refusal is not None:
+                    told = create_error_response(caller.refusal).error
+                    yield _error(told.message, HTTPStatus(told.code))
+                    return
+                yield result
                 began = True
         except StopAsyncIteration:
             return

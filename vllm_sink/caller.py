@@ -1,0 +1,157 @@
+"""Who sent a request and what they wrote: an HTTP request as it came, before anything reads it.
+
+Handlers see a request after pydantic has converted it (``true`` is 1 by then) and after a route has
+dropped what it has no field for. The door (``vllm_sink/engine/door.py``) checks what was written,
+and reads it here. Nothing in here is trusted: it is a client's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from typing import Any
+
+import msgspec
+
+from vllm_sink.errors import PolicyError
+
+#: The caller that this task answers; there is none where an engine is used from Python.
+CALLER: ContextVar[Caller] = ContextVar("vllm_sink_caller")
+
+_RAW_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+class Caller:
+    """One HTTP request.
+
+    Args:
+        headers: names in lower case, and values, as ASGI has them.
+        fields: the top-level fields of its body, where they are known already.
+
+    Attributes:
+        system_tokens: length of the leading system message as the chat template renders it; None
+            until a chat was rendered, or where it has none.
+    """
+
+    def __init__(
+        self,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+        fields: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._headers = headers
+        self._chunks: list[bytes] = []
+        self._fields = fields
+        self._on_decision: Callable[[], None] | None = None
+        self.system_tokens: int | None = None
+        self.refusal: Exception | None = None
+        self.decided = False
+
+    # -- what was written -------------------------------------------------------------------------
+
+    def receive(self, chunk: bytes) -> None:
+        """A part of the body was read."""
+        self._chunks.append(chunk)
+
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        """The body's top-level fields as they were written; empty where it is no JSON object.
+
+        Only what is looked at is decoded: a prompt stays bytes.
+        """
+        if self._fields is None:
+            body, self._chunks = b"".join(self._chunks), []
+            self._fields = _Fields(body)
+        return self._fields
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """What was written for the engine: ``vllm_xargs``, or ``extra_args`` of sampling parameters
+        (``/inference/v1/generate``)."""
+        params = self.fields.get("sampling_params")
+        inner = params.get("extra_args") if isinstance(params, Mapping) else None
+        found: dict[str, Any] = {}
+        for given in (inner, self.fields.get("vllm_xargs")):
+            if isinstance(given, str):  # a form's field (transcriptions) is JSON in a string
+                given = _loads(given)
+            if isinstance(given, Mapping):
+                found.update(given)
+        return found
+
+    @property
+    def user(self) -> str | None:
+        """OpenAI's ``user``, or Anthropic's ``metadata.user_id``."""
+        user = self.fields.get("user")
+        if user is None and isinstance(metadata := self.fields.get("metadata"), Mapping):
+            user = metadata.get("user_id")
+        return user if isinstance(user, str) else None
+
+    def header(self, name: str) -> str | None:
+        """A header's value.
+
+        Raises:
+            PolicyError: it was given more than once. A gateway that appends its own to a client's
+                would be overruled by either choice.
+        """
+        wanted = name.encode("latin-1")
+        values = [value for key, value in self._headers if key == wanted]
+        if len(values) > 1:
+            raise PolicyError(name, f"{len(values)} headers", "one")
+        return values[0].decode("latin-1") if values else None
+
+    # -- what became of it ------------------------------------------------------------------------
+
+    def refuse(self, error: Exception) -> None:
+        """The door did not let it in; the first refusal counts."""
+        if self.refusal is None:
+            self.refusal = error
+        self._decide()
+
+    def let_in(self) -> None:
+        """The engine has it, or has one of several prompts of it."""
+        self._decide()
+
+    def on_decision(self, call: Callable[[], None]) -> None:
+        """Call this as soon as the request was refused or let in; at once if it was."""
+        self._on_decision = call
+        if self.decided:
+            call()
+
+    def _decide(self) -> None:
+        self.decided = True
+        if self._on_decision is not None:
+            self._on_decision()
+
+
+class _Fields(Mapping[str, Any]):
+    """The top-level fields of a JSON object, each decoded when it is asked for."""
+
+    def __init__(self, body: bytes) -> None:
+        self._decoded: dict[str, Any] = {}
+        self._raw: dict[str, msgspec.Raw] = {}
+        try:
+            self._raw = _RAW_FIELDS.decode(body) if body else {}
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            # Python's reader, which vLLM's server uses, takes more: NaN, UTF-16.
+            loaded = _loads(body)
+            if isinstance(loaded, dict):
+                self._raw = dict.fromkeys(loaded, msgspec.Raw())
+                self._decoded = loaded
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._decoded:
+            self._decoded[name] = _loads(bytes(self._raw[name]))
+        return self._decoded[name]
+
+    def __iter__(self) -> Any:
+        return iter(self._raw)
+
+    def __len__(self) -> int:
+        return len(self._raw)
+
+
+def _loads(text: str | bytes) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None

@@ -1,0 +1,40 @@
+"""How long beams may become: no further than the model's context.
+
+Beam search asks the engine for one token at a time and sends the whole text each time
+(``vllm/entrypoints/generate/beam_search/online.py``), as often as ``max_tokens`` says; by default
+that is the front end's ``max_model_len``, which a stream does not have. Its steps pass the door like
+any request, so a beam has the sinks that were asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from vllm.exceptions import VLLMValidationError
+
+from vllm_sink.policy import policy_of
+from vllm_sink.serving.length import longest
+
+
+def within_context(beam_search: Callable[..., Any]) -> Callable[..., Any]:
+    """``beam_search`` that ends at the model's context unless it is to end before."""
+
+    def search(self: Any, prompt: Any, request_id: str, params: Any, *a: Any, **kw: Any) -> Any:
+        kv_policy = policy_of(self.engine_client.vllm_config)
+        if kv_policy is not None:
+            length = len(prompt.get("prompt_token_ids", ()))
+            room = kv_policy.native - length
+            unset = params.max_tokens >= longest(kv_policy) - length
+            if room < 1 or (params.max_tokens > room and not unset):
+                raise VLLMValidationError(
+                    f"max_tokens: {params.max_tokens} is not allowed with use_beam_search and a "
+                    f"prompt of {length} tokens; allowed: 1 to {max(room, 0)}, within the model's "
+                    f"context of {kv_policy.native}",
+                    parameter="max_tokens",
+                    value=params.max_tokens,
+                )
+            params.max_tokens = min(params.max_tokens, room)
+        return beam_search(self, prompt, request_id, params, *a, **kw)
+
+    return search

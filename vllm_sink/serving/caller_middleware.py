@@ -1,0 +1,146 @@
+"""The caller of each HTTP request, kept at hand for the door, and the door's refusals as statuses.
+
+A streamed answer begins before its request reaches the engine: its status is 200 by then, and a
+refusal would be an event in its body. The beginning of an event stream is held until the door has
+decided, some milliseconds; what it refuses is answered with its own status.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from vllm_sink.caller import CALLER, Caller
+
+_Message = dict[str, Any]
+_Send = Callable[[_Message], Awaitable[None]]
+_Receive = Callable[[], Awaitable[_Message]]
+_App = Callable[[_Message, _Receive, _Send], Awaitable[None]]
+
+
+class CallerMiddleware:
+    """ASGI: one :class:`~vllm_sink.caller.Caller` for each request."""
+
+    def __init__(self, app: _App) -> None:
+        self.app = app
+
+    async def __call__(self, scope: _Message, receive: _Receive, send: _Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        caller = Caller(scope["headers"])
+        CALLER.set(caller)
+        if scope["type"] == "websocket":
+            await self.app(scope, receive, send)
+            return
+
+        async def tee() -> _Message:
+            message = await receive()
+            if message["type"] == "http.request" and scope["method"] == "POST":
+                caller.receive(message.get("body", b""))
+            return message
+
+        await self.app(scope, tee, _HeldResponse(scope, send, caller).send)
+
+
+class _HeldResponse:
+    """A response whose event stream begins when the door has decided.
+
+    ::
+
+        start (events, 200) ── held ──┬─ let in ──> start, events
+                                      └─ refused ─> status and error; the app's own is dropped
+    """
+
+    def __init__(self, scope: _Message, send: _Send, caller: Caller) -> None:
+        self._scope = scope
+        self._send = send
+        self._caller = caller
+        self._held: list[_Message] = []
+        self._holding = False
+        self._dropping = False
+        self._lock = asyncio.Lock()
+        self._release: asyncio.Task[None] | None = None
+
+    async def send(self, message: _Message) -> None:
+        async with self._lock:
+            if self._dropping:
+                return
+            if message["type"] == "http.response.start" and self._is_stream(message):
+                self._holding = True
+                self._held = [message]
+                # Its callback may be called by another task, while this one waits for tokens.
+                self._caller.on_decision(self._release_soon)
+                return
+            if self._holding:
+                self._held.append(message)
+                if self._caller.decided or not message.get("more_body", False):
+                    await self._let_go()
+                return
+            await self._send(message)
+
+    def _is_stream(self, start: _Message) -> bool:
+        return (
+            self._scope["method"] == "POST"
+            and start["status"] == 200
+            and any(
+                name.lower() == b"content-type" and value.startswith(b"text/event-stream")
+                for name, value in start["headers"]
+            )
+        )
+
+    def _release_soon(self) -> None:
+        # One turn of the loop later: of several prompts in a request, each is seen by then.
+        self._release = asyncio.ensure_future(self._release_now())
+
+    async def _release_now(self) -> None:
+        async with self._lock:
+            if self._holding:
+                await self._let_go()
+
+    async def _let_go(self) -> None:
+        self._holding = False
+        held, self._held = self._held, []
+        if self._caller.refusal is not None:
+            self._dropping = True
+            held = self._refused(self._caller.refusal)
+        for message in held:
+            await self._send(message)
+
+    def _refused(self, error: Exception) -> list[_Message]:
+        """The answer that this route gives to an error before its first event."""
+        from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
+
+        response = create_error_response(error)
+        status, body = response.error.code, response.model_dump_json().encode()
+        # A route of another API has its own shape of an error (vLLM: anthropic/api_router.py).
+        module = sys.modules.get(getattr(self._scope.get("endpoint"), "__module__", ""))
+        translate = getattr(module, "translate_error_response", None)
+        if translate is not None:
+            body = bytes(translate(response).body)
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+        ]
+        if status in (429, 503):
+            headers.append((b"retry-after", b"1"))
+        return [
+            {"type": "http.response.start", "status": status, "headers": headers},
+            {"type": "http.response.body", "body": body, "more_body": False},
+        ]
+
+
+def from_request(headers: dict[str, str], request: Any) -> Caller:
+    """The caller where requests do not come as ASGI: in a replica of Ray's.
+
+    Args:
+        headers: as Ray hands them on.
+        request: one of vLLM's request models, as pydantic read it.
+    """
+    large = {"messages", "prompt", "input", "token_ids"}
+    fields = json.loads(request.model_dump_json(exclude_unset=True, exclude=large))
+    encoded = [(k.lower().encode("latin-1"), v.encode("latin-1")) for k, v in headers.items()]
+    return Caller(encoded, fields)
