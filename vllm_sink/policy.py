@@ -121,7 +121,6 @@ class KVPolicy:
     Attributes:
         name: ``full`` (vLLM unchanged), ``window`` (no sinks) or ``sink``.
         sink_tokens: ``S`` for requests that do not name their own; 0 for ``window``.
-        pins_system: a chat that names no ``S`` pins its leading system message, if it has one.
         window_tokens: ``W``; None until chosen from the model's context.
         native_context: positions that the model has learned; None until known.
         replaces_sliding_window: the model's own, uniform sliding window gives way to the policy.
@@ -129,6 +128,7 @@ class KVPolicy:
         provider: the one that computes attention; chosen when the engine's config is made.
         segment_tokens: bookkeeping that vLLM keeps of a stream; None until chosen.
         stream_tokens: the most tokens that a stream may have; None where only the client ends it.
+        pins_system: a chat that names no ``S`` pins its leading system message, if it has one.
         true_positions: **not the policy**: sinks stay at their true distance from the query, as if
             section 3.2 of the paper did not say otherwise. For ``benchmarks.paper``, which measures
             what that costs; no flag sets it.
@@ -136,7 +136,6 @@ class KVPolicy:
 
     name: PolicyName
     sink_tokens: int = DEFAULT_SINK_TOKENS
-    pins_system: bool = False
     window_tokens: int | None = None
     native_context: int | None = None
     replaces_sliding_window: bool = False
@@ -144,6 +143,7 @@ class KVPolicy:
     provider: str = "torch"
     segment_tokens: int | None = None
     stream_tokens: int | None = None
+    pins_system: bool = False
     true_positions: bool = False
 
     @property

@@ -41,9 +41,7 @@ GENERATING: dict[str, dict[str, Any]] = {
     "/inference/v1/generate": {"token_ids": PROMPT, "sampling_params": {"max_tokens": 3}},
     "/invocations": {"prompt": PROMPT, "max_tokens": 3},
 }
-CHATS = tuple(
-    path for path in GENERATING if path.startswith("/v1/") and path != "/v1/completions"
-)
+CHATS = tuple(path for path in GENERATING if path.startswith("/v1/") and path != "/v1/completions")
 #: Those that stream.
 STREAMING = tuple(path for path in GENERATING if not path.endswith("/batch"))
 
@@ -73,7 +71,7 @@ def server(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """The server of the faults: segments roll soon, tenants are told apart, tokens come as such."""
     log = tmp_path_factory.mktemp("door") / "log"
     flags = (
-        "--kv-policy sink --sink-tokens 4 --window-tokens 60 --segment-tokens 256 "
+        "--kv-policy sink --sink-tokens system --window-tokens 60 --segment-tokens 256 "
         "--max-num-batched-tokens 64 --sink-tenant-label user --enable-scale-out "
         f"--served-model-name {MODEL} --dtype float32 --enforce-eager --max-num-seqs 16"
     )
@@ -211,6 +209,23 @@ def test_system_pins_on_every_route_of_chats(server: Server, path: str) -> None:
     assert asked != _said(server, path, {"sink_tokens": SYSTEM_TOKENS - 2})
 
 
+@pytest.mark.parametrize("path", CHATS)
+def test_the_server_pins_it_where_a_chat_asks_for_nothing(server: Server, path: str) -> None:
+    """``--sink-tokens system``; what has no system message has the usual four."""
+    assert _said(server, path, {}) == _said(server, path, {"sink_tokens": SYSTEM_TOKENS})
+    assert _said(server, path, {}) != _said(server, path, {"sink_tokens": 4})
+
+
+def test_without_a_system_message_the_usual_four_are_pinned(server: Server) -> None:
+    for path, more in (
+        ("/v1/completions", {}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Tell me. " * 9}]}),
+    ):
+        default = _said(server, path, {}, **more)
+        assert default == _said(server, path, {"sink_tokens": 4}, **more)
+        assert default != _said(server, path, {"sink_tokens": 1}, **more)
+
+
 def test_beams_have_the_sinks_that_were_asked_for(server: Server) -> None:
     """Beam search drops ``vllm_xargs``: its steps find them with the caller."""
     prompt = random_tokens(120, seed=3)
@@ -254,7 +269,7 @@ def test_a_system_message_pinned_by_beams(server: Server) -> None:
 
 
 def test_a_stream_rolls_after_allowed_token_ids(server: Server) -> None:
-    """The V1 runner's mask of allowed tokens was made in inference mode, and is edited at a roll."""
+    """The V1 runner's mask of allowed tokens is made in inference mode, and edited at a roll."""
     body = {"prompt": PROMPT, "max_tokens": 1, "allowed_token_ids": [30]}
     assert server.post("/v1/completions", body)[0] == 200
     body = {"prompt": PROMPT, "max_tokens": 700, "ignore_eos": True, "temperature": 0}

@@ -100,7 +100,11 @@ def test_the_time_for_streams_leaves_some_for_the_end() -> None:
 
 @pytest.mark.parametrize(
     ("flags", "middleware"),
-    [([], []), (["--kv-policy", "full"], []), (["--kv-policy", "sink"], [CALLER_MIDDLEWARE, DRAIN_MIDDLEWARE])],
+    [
+        ([], []),
+        (["--kv-policy", "full"], []),
+        (["--kv-policy", "sink"], [CALLER_MIDDLEWARE, DRAIN_MIDDLEWARE]),
+    ],
     ids=["none", "full", "sink"],
 )
 def test_only_a_server_with_a_policy_drains_by_it(

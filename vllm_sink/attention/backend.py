@@ -32,6 +32,22 @@ def current_policy() -> KVPolicy:
     return found
 
 
+def store(
+    key: torch.Tensor, value: torch.Tensor, cache: torch.Tensor, slot_mapping: torch.Tensor
+) -> None:
+    """Store keys and values with plain tensors.
+
+    Args:
+        key, value: [tokens, num_kv_heads, head_size].
+        cache: [slots, num_kv_heads, 2 * head_size].
+        slot_mapping: int64 [<= tokens]; -1 for padding, which is not stored. (As an index it would
+            be the pool's last slot, which may be some stream's.)
+    """
+    stored = slot_mapping >= 0
+    rows = torch.cat((key, value), -1)[: slot_mapping.shape[0]][stored]
+    cache[slot_mapping[stored]] = rows.to(cache.dtype)
+
+
 class SinkAttentionImpl(AttentionImpl[SinkMetadata]):
     """One layer's attention under the policy."""
 
@@ -126,9 +142,7 @@ class SinkAttentionImpl(AttentionImpl[SinkMetadata]):
         cache = self._by_slot(kv_cache)
         if cpu_decode.store(key, value, cache, slot_mapping):
             return
-        stored = slot_mapping >= 0
-        rows = torch.cat((key, value), -1)[: slot_mapping.shape[0]][stored]
-        cache[slot_mapping[stored]] = rows.to(cache.dtype)
+        store(key, value, cache, slot_mapping)
 
     @override
     def forward(

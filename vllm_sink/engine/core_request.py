@@ -1,8 +1,8 @@
 """What the server itself says of a request, on its way to the engine core.
 
 A client can write ``SamplingParams.extra_args``, so nothing that the server decides travels there:
-the request that goes to the engine core (``vllm/v1/engine/__init__.py``) has fields more, which only
-the door sets. msgspec checks their types where they are decoded.
+the request that goes to the engine core (``vllm/v1/engine/__init__.py``) has more fields, which
+only the door sets. msgspec checks their types where they are decoded.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.request import Request
 
 from vllm_sink import compat
+from vllm_sink.engine.isolation import ending_one
 from vllm_sink.policy import require_int
 from vllm_sink.request_args import SINK_TOKENS, sink_tokens_of
 
@@ -49,13 +50,14 @@ def install_in_core() -> None:
     """Let this process's engine core read the fields.
 
     vLLM decodes requests in a thread of its own (``EngineCoreProc.process_input_sockets``) and
-    answers an error there to the one client whose request it is; past that point an exception ends
-    the engine. So what the scheduler reads of a request is looked at here.
+    answers an error there to the one client whose request it is; so what the scheduler reads of a
+    request is looked at here.
     """
-    from vllm.v1.engine import core
+    from vllm.v1.engine.core import EngineCore
 
-    compat.replace_name(core, "EngineCoreRequest", SinkRequest)
+    compat.set_core_request(SinkRequest)
     compat.wrap(Request, "from_engine_core_request", carrying)
+    compat.wrap(EngineCore, "add_request", ending_one)
 
 
 def carrying(make: Callable[..., Request]) -> Callable[..., Request]:

@@ -1,6 +1,6 @@
 """The door: where every request enters the engine, and is checked before anything is allocated.
 
-Requests come by many routes (chats, batches, beams, tokens, the tool turns of Responses, Python) and
+Requests come by many routes (chats, batches, beams, tokens, tool turns of Responses, Python), and
 all of them end in ``AsyncLLM.add_request`` or ``LLMEngine.add_request``, which make an engine's
 request of them in ``InputProcessor.process_inputs`` (vLLM: ``v1/engine/``)::
 

@@ -243,4 +243,8 @@ class RollingStreams(_Base):
     @override
     def _free_blocks(self, request: Request) -> None:
         super()._free_blocks(request)
-        self._rests.pop(request.request_id, None)
+        self.forget_rest(request.request_id)
+
+    def forget_rest(self, request_id: str) -> None:
+        """A stream ends before all of its prompt was fed."""
+        self._rests.pop(request_id, None)

@@ -12,6 +12,7 @@ from vllm.logger import init_logger
 from vllm.utils.hashing import get_hash_fn_by_name
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.request import RequestStatus
 
 from vllm_sink.cache.hashing import SinkBlockHashes, sink_block_hasher
 from vllm_sink.cache.manager import SinkWindowManager
@@ -93,6 +94,14 @@ class StreamScheduling(_Base):
     def _free_blocks(self, request: Request) -> None:
         super()._free_blocks(request)
         self.manager.close_stream(request.request_id)
+
+    def give_up(self, request_id: str) -> None:
+        """Forget a request that could not be added: nothing of it may stay."""
+        request = self.requests.get(request_id)
+        if request is not None:  # vLLM has it, so it ends as any other
+            self.finish_requests(request_id, RequestStatus.FINISHED_ABORTED)
+        self.forget_rest(request_id)
+        self.manager.close_stream(request_id)
 
 
 class SinkScheduler(StreamReporting, StreamScheduling, RollingStreams, Scheduler):

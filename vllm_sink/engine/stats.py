@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from vllm.v1.metrics.stats import SchedulerStats
     from vllm.v1.request import Request
 
-    from vllm_sink.engine.rollover import RollingStreams
+    from vllm_sink.engine.scheduler import StreamScheduling
 
-    class _Base(RollingStreams):
-        streams_that_fit: int
+    class _Base(StreamScheduling):
+        pass
 else:
     _Base: TypeAlias = object
 
@@ -87,6 +87,11 @@ class StreamReporting(_Base):
         super()._free_blocks(request)
         if self.statistics is not None:
             self.statistics.ended(request.request_id, request.num_tokens)
+
+    def give_up(self, request_id: str) -> None:
+        super().give_up(request_id)
+        if self.statistics is not None:
+            self.statistics.ended(request_id, 0)
 
     @override
     def make_stats(self, *args: Any, **kwargs: Any) -> SchedulerStats | None:

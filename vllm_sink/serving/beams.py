@@ -2,8 +2,8 @@
 
 Beam search asks the engine for one token at a time and sends the whole text each time
 (``vllm/entrypoints/generate/beam_search/online.py``), as often as ``max_tokens`` says; by default
-that is the front end's ``max_model_len``, which a stream does not have. Its steps pass the door like
-any request, so a beam has the sinks that were asked for.
+that is the front end's ``max_model_len``, which a stream does not have. Its steps pass the door as
+any request does, so a beam has the sinks that were asked for.
 """
 
 from __future__ import annotations

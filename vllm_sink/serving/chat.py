@@ -1,8 +1,8 @@
 """``"sink_tokens": "system"``: pin the leading system message as the chat template renders it.
 
 Wraps ``OnlineRenderer.preprocess_chat`` (``vllm/renderers/online_renderer.py``), where a request's
-messages, its template and its tokens meet, for chats, batches of them, Responses (``instructions``),
-Anthropic's Messages (``system``) and beams alike; later hooks see the tokens alone.
+messages, its template and its tokens meet: of chats, batches of them, Responses
+(``instructions``), Anthropic's Messages (``system``) and beams. Later hooks see the tokens alone.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def with_system_tokens(preprocess_chat: Callable[..., Any]) -> Callable[..., Any
     beam search makes prompts of its own.
     """
 
-    async def render(self: Any, request: Any, messages: list[Any], *args: Any, **kwargs: Any) -> Any:
+    async def render(self: Any, request: Any, messages: Any, *args: Any, **kwargs: Any) -> Any:
         rendered = await preprocess_chat(self, request, messages, *args, **kwargs)
         kv_policy = policy_of(self.renderer.config)
         if kv_policy is None:

@@ -3,7 +3,7 @@
 vLLM's ``--shutdown-timeout`` lets requests finish for so long and then kills the engine; its API
 server then waits for clients that wait for it, for ever, and until then takes requests that it
 throws away. An endless stream never finishes by itself. So a little before the time is up what
-still runs is ended with an error that says so, and its client continues elsewhere, from its history.
+still runs is ended with an error that says so; its client continues elsewhere, from its history.
 """
 
 from __future__ import annotations

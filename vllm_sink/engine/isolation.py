@@ -1,0 +1,41 @@
+"""A request that cannot be added to the engine ends alone.
+
+vLLM answers an error to one client where it reads a request (``EngineCoreProc.
+process_input_sockets``); where it adds one to the scheduler (``EngineCoreProc.
+_handle_client_request``) an exception ends the engine, and every stream with it. What a *step*
+raises belongs to no request: there vLLM has no place to end one, and every client is told that the
+engine is dead. patches/vllm-0.32/0012 has what it would take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from vllm.logger import init_logger
+
+from vllm_sink.policy import policy_of
+
+logger = init_logger("vllm.sink")
+
+
+def ending_one(add_request: Callable[..., None]) -> Callable[..., None]:
+    """``EngineCore.add_request`` that tells one client, where there are several."""
+
+    def add(self: Any, request: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            add_request(self, request, *args, **kwargs)
+        except Exception:
+            tell = getattr(self, "_send_error_outputs_to_client", None)
+            if tell is None or policy_of(self.vllm_config) is None:
+                raise  # the engine is in its caller's process, who gets the exception
+            logger.exception(
+                "Request %s could not be added to the engine: it is ended, its client is answered "
+                "with HTTP 500, and no other request is affected. This is a fault of vllm-sink or "
+                "vLLM; please report it with what stands below",
+                request.request_id,
+            )
+            self.scheduler.give_up(request.request_id)
+            tell([request.request_id], request.client_index)
+
+    return add
