@@ -23,7 +23,7 @@ export VLLM_SINK_VLLM = $(VLLM)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env model gemma text serve test test-all test-gpu memcheck bench-gpu soak evidence evidence-gpu peers monitoring-test ray-test manifests schemas dashboard dashboard-picture compat lint type ci clean
+.PHONY: help env model gemma text serve test test-all test-gpu memcheck bench-gpu soak fuzz evidence evidence-gpu peers monitoring-test ray-test manifests schemas dashboard dashboard-picture compat lint type ci clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -107,6 +107,10 @@ soak: env model ## run endless streams with short requests beside for MINUTES=60
 	$(VENV)/python -m benchmarks.endless --model $(MODEL) --streams 8 --minutes $(or $(MINUTES),60) \
 		--segment-tokens 1024 --serve-args='--enforce-eager --num-gpu-blocks-override 400' \
 		--pairs 10 --check --json benchmarks/out/soak.json $(ARGS)
+
+fuzz: env ## send what no client should to every route for MINUTES=30; fail if anybody else notices
+	HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 $(VENV)/python -m tests.fuzz --minutes $(or $(MINUTES),30) \
+		--json build/fuzz.json $(ARGS)
 
 lint: env ## ruff: check and format
 	$(VENV)/ruff check .

@@ -11,7 +11,6 @@ from vllm_sink import __version__
 from vllm_sink.commands import plan, stream, top
 from vllm_sink.commands.server import ServerError
 from vllm_sink.errors import PolicyError
-from vllm_sink.policy import POLICY_NAMES, KVPolicy
 
 
 def _gib(text: str) -> float:
@@ -35,23 +34,16 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser(
         "doctor",
         help="say whether a model can stream, with which sinks and window, in how much KV",
-        description="Reads a model's config, loads no weights. Exit status 1 if it is refused.",
+        description="Says what vllm serve with the same flags would say; every flag of it is taken "
+        "(vllm serve --help). Reads a model's config, loads no weights. Exit status 1 if it is "
+        "refused. The policy is sink unless --kv-policy names another.",
     )
     doctor.add_argument("model", nargs="?", help="a model folder or name, as for vllm serve")
     doctor.add_argument(
         "--hooks", action="store_true", help="instead: every hook into this vLLM, and if it holds"
     )
-    doctor.add_argument("--kv-policy", choices=[n for n in POLICY_NAMES if n != "full"])
-    doctor.add_argument("--sink-tokens", type=int, metavar="S")
-    doctor.add_argument("--window-tokens", type=int, metavar="W")
-    doctor.add_argument("--segment-tokens", type=int, metavar="N")
-    doctor.add_argument("--kv-gib", type=_gib, metavar="GIB", help="size of the KV pool")
-    doctor.add_argument("--dtype", default="auto")
-    doctor.add_argument("--max-model-len", type=int)
-    doctor.add_argument("--block-size", type=int)
-    doctor.add_argument("--trust-remote-code", action="store_true")
-    doctor.add_argument("--json", action="store_true", help="print JSON")
-    doctor.set_defaults(run=_doctor)
+    _add_doctors_own(doctor)
+    doctor.set_defaults(run=_hooks)
     for module, name, told in (
         (plan, "plan", "how many streams of what window fit on this GPU or in the named memory"),
         (stream, "stream", "follow an endless stream of a running server"),
@@ -63,30 +55,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _doctor(args: argparse.Namespace) -> int:
-    if args.hooks:
-        return _hooks(args)
-    if args.model is None:
-        raise PolicyError("MODEL", "nothing", "a model folder or name, or --hooks")
+def _add_doctors_own(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--kv-gib", type=_gib, metavar="GIB", help="size of the KV pool")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _doctor(arguments: list[str]) -> int:
+    """``doctor`` of a model: by vLLM's own parser, which takes seconds to import."""
     from vllm_sink import doctor, plugin
 
     plugin.register()
-    asked = {
-        "name": args.kv_policy or "sink",
-        "sink_tokens": args.sink_tokens,
-        "window_tokens": args.window_tokens,
-        "segment_tokens": args.segment_tokens,
-    }
-    kv_policy = KVPolicy.from_config({k: v for k, v in asked.items() if v is not None})
-    verdict = doctor.diagnose(
-        args.model,
-        kv_policy,
-        args.kv_gib,
-        dtype=args.dtype,
-        max_model_len=args.max_model_len,
-        block_size=args.block_size,
-        trust_remote_code=args.trust_remote_code,
-    )
+    parser = doctor.parser()
+    _add_doctors_own(parser)
+    args = parser.parse_args(arguments)
+    if args.model_tag is None and args.model == parser.get_default("model"):
+        raise PolicyError("MODEL", "nothing", "a model folder or name, or --hooks")
+    verdict = doctor.diagnose_command(args, args.kv_gib)
     print(doctor.dumps(verdict) if args.json else doctor.render(verdict))
     return 0 if verdict["supported"] else 1
 
@@ -104,13 +88,19 @@ def _hooks(args: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; the exit status is 0, 1 for a refusal, 2 for an argument or a server."""
-    args = _parser().parse_args(argv)
+    """Run a command; the exit status is 0, 1 for a refusal or a stream that broke, 2 for an
+    argument or a server.
+    """
+    arguments = sys.argv[1:] if argv is None else argv
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    command = arguments[0] if arguments else ""
     try:
+        if command == "doctor" and not {"--hooks", "-h", "--help"} & set(arguments):
+            return _doctor(arguments[1:])
+        args = _parser().parse_args(arguments)
         status: int = args.run(args)
     except (PolicyError, ServerError) as error:
-        print(f"vllm-sink {args.command}: error: {error}", file=sys.stderr)
+        print(f"vllm-sink {command}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 0

@@ -2,14 +2,62 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vllm_sink import startup, support
+from vllm_sink import compat, features, startup, support
 from vllm_sink.errors import PolicyError, UnsupportedError
-from vllm_sink.policy import KVPolicy, policy_of, sink_blocks
+from vllm_sink.flags import FROM_COMMAND_LINE
+from vllm_sink.policy import CONFIG_KEY, KVPolicy, policy_of, sink_blocks
+
+
+def parser() -> Any:
+    """Every flag of ``vllm serve``, by vLLM's own parser; doctor's own are added by the caller."""
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    made = FlexibleArgumentParser(
+        prog="vllm-sink doctor",
+        usage="vllm-sink doctor MODEL [--kv-gib GIB] [--json] [any flag of vllm serve]",
+    )
+    return compat.serve_arguments().make_arg_parser(made)
+
+
+def diagnose_command(args: argparse.Namespace, kv_gib: float | None) -> dict[str, Any]:
+    """The verdict on a command line of ``vllm serve``; without a policy in it, on ``sink``.
+
+    Args:
+        args: of ``parser``.
+        kv_gib: as for ``diagnose``.
+
+    Raises:
+        PolicyError: the policy itself is none.
+    """
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
+
+    args.model, args.subparser = args.model_tag or args.model, "serve"
+    if args.api_server_count is None:
+        args.api_server_count = args.data_parallel_size  # as vLLM chooses it
+    verdict: dict[str, Any] = {"model": args.model, "supported": False}
+    if missing := _missing(args.model):
+        return verdict | {"refused": missing}
+    if CONFIG_KEY not in (args.additional_config or {}) and not hasattr(args, "kv_policy"):
+        args.kv_policy = "sink"
+    try:
+        compat.serve_arguments().validate_parsed_serve_args(args)
+        engine_args = AsyncEngineArgs.from_cli_args(args)
+    except (ValueError, TypeError) as error:
+        return verdict | {"refused": _first_line(error)}
+    except SystemExit as refusal:  # a server ends with one line
+        return verdict | {"refused": str(refusal).removeprefix("vllm serve: error: ")}
+    setattr(engine_args, FROM_COMMAND_LINE, False)  # errors are to be raised
+    kv_policy = KVPolicy.from_config(engine_args.additional_config[CONFIG_KEY])
+    if not kv_policy.active:
+        raise PolicyError("--kv-policy", kv_policy.name, "sink or window")
+    return _diagnose(engine_args, kv_policy, kv_gib, UsageContext.OPENAI_API_SERVER)
 
 
 def diagnose(
@@ -25,14 +73,21 @@ def diagnose(
     """
     from vllm.engine.arg_utils import EngineArgs
 
-    verdict: dict[str, Any] = {"model": model, "supported": False}
-    if _names_a_folder(model) and not Path(model).expanduser().is_dir():
-        return verdict | {"refused": f"there is no folder {model}"}
+    if missing := _missing(model):
+        return {"model": model, "supported": False, "refused": missing}
     config = {key: value for key, value in kv_policy.to_config().items() if value is not None}
-    engine_args = EngineArgs(model=model, additional_config={"kv_policy": config}, **settings)
+    engine_args = EngineArgs(model=model, additional_config={CONFIG_KEY: config}, **settings)
+    return _diagnose(engine_args, kv_policy, kv_gib, None)
+
+
+def _diagnose(
+    engine_args: Any, kv_policy: KVPolicy, kv_gib: float | None, usage_context: Any
+) -> dict[str, Any]:
+    verdict: dict[str, Any] = {"model": engine_args.model, "supported": False}
     if kv_gib is not None:
         engine_args.kv_cache_memory_bytes = int(kv_gib * 2**30)
     try:
+        features.refuse_arguments(engine_args)
         examined = startup.read_model(engine_args)
         verdict |= asdict(examined)
         resolved = support.resolve(kv_policy, examined)
@@ -41,7 +96,7 @@ def diagnose(
             "sink_tokens": resolved.sink_tokens,
             "window_tokens": resolved.window,
         }
-        vllm_config = engine_args.create_engine_config()
+        vllm_config = engine_args.create_engine_config(usage_context)
     except (PolicyError, UnsupportedError) as error:
         return verdict | {"refused": str(error)}
     except (ValueError, OSError) as error:
@@ -85,6 +140,12 @@ def _longest(verdict: dict[str, Any]) -> str:
     if limit is not None:
         return f"{limit:,} tokens (--max-model-len)"
     return f"until it is stopped, in segments of {segment:,} tokens"
+
+
+def _missing(model: str) -> str | None:
+    if _names_a_folder(model) and not Path(model).expanduser().is_dir():
+        return f"there is no folder {model}"
+    return None
 
 
 def _names_a_folder(model: str) -> bool:

@@ -7,7 +7,8 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from vllm_sink.errors import PolicyError
+from vllm_sink import features
+from vllm_sink.errors import PolicyError, UnsupportedError
 from vllm_sink.metrics import config as metrics_config
 from vllm_sink.policy import (
     CONFIG_KEY,
@@ -183,6 +184,7 @@ def with_policy_from_flags(from_cli_args: Callable[..., Any]) -> Callable[..., A
         _read_tenant_flags(args, engine_args)
         _read_access_flags(args, engine_args)
         if _has_policy(engine_args.additional_config):
+            _refuse_arguments(args)
             # The last is outermost: a response that drains is one that the door has let in.
             _add_middleware(args, CALLER_MIDDLEWARE)
             _add_middleware(args, DRAIN_MIDDLEWARE)
@@ -194,6 +196,13 @@ def with_policy_from_flags(from_cli_args: Callable[..., Any]) -> Callable[..., A
         return engine_args
 
     return read
+
+
+def _refuse_arguments(args: argparse.Namespace) -> None:
+    try:
+        features.refuse_arguments(args)
+    except UnsupportedError as error:
+        raise SystemExit(f"vllm serve: error: {error}") from None
 
 
 def _has_policy(additional_config: Any) -> bool:

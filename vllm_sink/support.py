@@ -6,12 +6,11 @@ test holds it against the reference.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vllm_sink import segments
+from vllm_sink import features, segments
 from vllm_sink.attention.providers import Traits
 from vllm_sink.errors import PolicyError, UnsupportedError
 from vllm_sink.policy import KVPolicy
@@ -192,51 +191,9 @@ def traits(vllm_config: Any, model: Model) -> Traits:
 
 
 def refuse_features(vllm_config: Any) -> None:
-    """Refuse the settings that the policy does not hold for.
+    """Refuse the settings that the policy does not hold for: rows of the table of features.
 
     Raises:
         UnsupportedError: naming the flag and the reason.
     """
-    parallel = vllm_config.parallel_config
-    refused = {
-        "--speculative-config": (
-            vllm_config.speculative_config is not None,
-            "drafts that are rejected would have evicted tokens",
-        ),
-        "--kv-transfer-config": (
-            vllm_config.kv_transfer_config is not None,
-            "a KV connector expects every block of a prefix, and a stream keeps two ends of it",
-        ),
-        "--kv-events-config": (
-            getattr(vllm_config.kv_events_config, "enable_kv_cache_events", False),
-            "block hashes under the policy name the sinks, which consumers of events do not know",
-        ),
-        "--decode-context-parallel-size": (
-            parallel.decode_context_parallel_size > 1,
-            "the cache of a stream is not sharded by token",
-        ),
-        "--prefill-context-parallel-size": (
-            parallel.prefill_context_parallel_size > 1,
-            "the cache of a stream is not sharded by token",
-        ),
-        "--pipeline-parallel-size": (
-            parallel.pipeline_parallel_size > 1,
-            "not held against the reference yet",
-        ),
-        "--kv-cache-dtype": (
-            str(vllm_config.cache_config.cache_dtype) not in ("auto", "bfloat16", "float16"),
-            f"{vllm_config.cache_config.cache_dtype} keys are scaled, which the attention "
-            "provider does not read",
-        ),
-        "--kv-sharing-fast-prefill": (
-            vllm_config.cache_config.kv_sharing_fast_prefill,
-            "it skips layers' keys that the window needs",
-        ),
-        "VLLM_USE_RUST_FRONTEND": (
-            os.environ.get("VLLM_USE_RUST_FRONTEND", "0").lower() in ("1", "true"),
-            "the Rust front end does not check sink_tokens",
-        ),
-    }
-    for flag, (is_set, why) in refused.items():
-        if is_set:
-            raise UnsupportedError(f"{flag} with --kv-policy: {why}")
+    features.refuse_config(vllm_config)

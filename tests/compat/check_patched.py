@@ -25,7 +25,9 @@ def test_nothing_was_replaced(hook: hooks.Hook) -> None:
         assert module.EngineCoreProc.request_type.__module__ == "vllm_sink.engine.core_request"
         return
     if not owner:
-        assert "sink_stats" not in getattr(module, name).__dataclass_fields__
+        found = getattr(module, name)
+        assert found.__module__.partition(".")[0] == "vllm"
+        assert "sink_stats" not in getattr(found, "__dataclass_fields__", ())
         return
     found = getattr(module, owner).__dict__[name]
     function = getattr(found, "__func__", found)

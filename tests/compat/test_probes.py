@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,9 +29,10 @@ def test_every_probe_holds_here() -> None:
 
 @pytest.mark.parametrize("target", PRESENT)
 def test_what_is_renamed_is_named(target: str, tmp_path: Path) -> None:
-    hook = PRESENT[target]
-    rename(root := linked(tmp_path), hook)
-    missing = {f.hook.target for f in probes.check(Source(root)) if not f.holds}
+    hook, package = PRESENT[target], target.partition(".")[0]
+    rename(root := linked(tmp_path, package), hook)
+    check = {"vllm": probes.check_vllm, "ray": probes.check_ray}[package]
+    missing = {f.hook.target for f in check(Source(root)) if not f.holds}
     if hook.optional:
         assert target not in missing
     else:
@@ -65,23 +65,6 @@ def test_a_method_that_takes_less_is_named(tmp_path: Path) -> None:
     )
     (problem,) = (f.problem for f in probes.check(Source(root)) if f.hook.target == target)
     assert problem
-
-
-def test_whatever_is_wrapped_is_listed() -> None:
-    """Each ``compat.wrap(Owner, "name", ...)`` of the package, by its source."""
-    package = Path(probes.__file__).parents[1]
-    wrapped = {
-        f"{owner}.{name}"
-        for file in package.rglob("*.py")
-        for owner, name in re.findall(r"compat\.wrap\((\w+), \"(\w+)\"", file.read_text())
-        if owner not in NOT_VLLM
-    }
-    assert len(wrapped) > 8
-    assert wrapped <= {hook.qualname for hook in hooks.WRAPS}
-
-
-#: Classes of Ray's, which are no hooks into vLLM.
-NOT_VLLM = ("Replica",)
 
 
 def rename_parameter(root: Path, file: str, name: str) -> None:
@@ -161,3 +144,36 @@ def test_doctor_tells_of_a_vllm_that_has_lost_one(tmp_path: Path) -> None:
     assert not told["holds"]
     (lost,) = [h for h in told["hooks"] if h["problem"]]
     assert lost["target"] == target
+
+
+@pytest.fixture(scope="module")
+def lost_ray(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A folder with a Ray that has lost one attribute, and which."""
+    pytest.importorskip("ray", reason="ray is not installed (the extra 'ray')")
+    folder = tmp_path_factory.mktemp("lost")
+    target = "ray.serve._private.replica:Replica._deployment_config"
+    rename(linked(folder, "ray"), PRESENT[target])
+    return folder, target
+
+
+def test_doctor_tells_of_a_ray_that_has_lost_one(lost_ray: tuple[Path, str]) -> None:
+    folder, target = lost_ray
+    done = run_with(folder, "vllm_sink.cli", "doctor", "--hooks")
+    assert done.returncode == 1
+    assert f"MISSING {target}: it is not there" in done.stdout
+    assert "of Ray, attributes that no interface promises: " in done.stdout
+
+
+def test_an_application_is_not_built(lost_ray: tuple[Path, str]) -> None:
+    folder, target = lost_ray
+    path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-c", "from vllm_sink.serving.ray import build; build({})"],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode != 0
+    assert f"{target}: it is not there" in done.stderr.splitlines()[-1]

@@ -1,4 +1,4 @@
-"""Copies of the installed vLLM that cost next to nothing: links, but for the files that change."""
+"""Copies of the installed vLLM, or Ray, that cost next to nothing: links, but for changed files."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from vllm_sink.compat.hooks import Hook
 from vllm_sink.compat.source import Source
 
 
-def installed() -> Path:
-    spec = find_spec("vllm")
+def installed(package: str = "vllm") -> Path:
+    spec = find_spec(package)
     assert spec is not None
     assert spec.submodule_search_locations
     return Path(spec.submodule_search_locations[0])
 
 
-def linked(folder: Path) -> Path:
-    """A tree of links to the installed vLLM; ``folder`` can stand on ``PYTHONPATH``."""
-    root = folder / "vllm"
+def linked(folder: Path, package: str = "vllm") -> Path:
+    """A tree of links to the installed package; ``folder`` can stand on ``PYTHONPATH``."""
+    root = folder / package
     root.mkdir(parents=True)
-    for entry in installed().iterdir():
+    for entry in installed(package).iterdir():
         if entry.name != "__pycache__":
             (root / entry.name).symlink_to(entry)
     return root
@@ -49,7 +49,8 @@ def own_copy(root: Path, file: Path) -> Path:
 
 def rename(root: Path, hook: Hook) -> None:
     """Give what a hook is about another name, where it is defined."""
-    source = Source(installed())
+    original = installed(root.name)
+    source = Source(original)
     owner, _, name = hook.qualname.rpartition(".")
     files: list[Path] = []
     for module, cls in source.lineage(hook.module, owner) if owner else ():
@@ -58,13 +59,11 @@ def rename(root: Path, hook: Hook) -> None:
         if re.search(rf"\b{name}\b", body):
             files.append(module.file)
     if not files:
+        # A name of the module's own, wherever it has it from.
         found = source.module(hook.module)
         assert found is not None
-        behind = found.imported(name)
-        module = source.module(behind[0]) if behind else found
-        assert module is not None
-        files.append(module.file)
+        files.append(found.file)
     for file in files:
-        copy = own_copy(root, file.relative_to(installed()))
+        copy = own_copy(root, file.relative_to(original))
         text = copy.read_text(encoding="utf-8")
         copy.write_text(re.sub(rf"\b{name}\b", f"{name}_renamed", text), encoding="utf-8")

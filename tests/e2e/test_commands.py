@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.e2e.engines import tiny
-from tests.e2e.servers import Server, environment, serve
+from tests.e2e.servers import Server, environment, serve, until
+from vllm_sink import cli
+from vllm_sink.commands import server as commands
 
 pytestmark = pytest.mark.xdist_group("server")
 
@@ -23,11 +29,26 @@ FLAGS = (
     "--sink-tenant-label user"
 )
 
+#: Of servers with a key; with one request at a time, the next one waits.
+KEY = "a-key-of-this-test"
+ONE_AT_A_TIME = (
+    f"--kv-policy sink --sink-tokens {SINKS} --window-tokens {WINDOW} --dtype float32 "
+    f"--enforce-eager --max-num-seqs 1 --api-key {KEY} --sse-keep-alive-interval 1"
+)
 
-def _run(*arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+
+def _environment(key: str = "") -> dict[str, str]:
+    return environment() | {
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_API_KEY": key,
+        "OPENAI_API_KEY": "",
+    }
+
+
+def _run(*arguments: str, key: str = "", timeout: float = 120) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "vllm_sink.cli", *arguments],
-        env=environment() | {"VLLM_LOGGING_LEVEL": "ERROR"},
+        env=_environment(key),
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -127,6 +148,149 @@ def test_a_server_without_the_policy(tiny_folder: Path, tmp_path: Path) -> None:
             ended = _run(command, plain.url)
             assert ended.returncode == 2
             assert "has no vllm_sink_* metrics" in ended.stderr
+
+
+@pytest.fixture(scope="module")
+def guarded(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    log = tmp_path_factory.mktemp("guarded") / "log"
+    flags = [*ONE_AT_A_TIME.split(), "--shutdown-timeout", "30"]
+    with serve(tiny("llama-gqa", tiny_folder), log, *flags) as running:
+        yield running
+
+
+@contextmanager
+def _following(server: Server, folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """``vllm-sink stream`` of its own; its text is in ``folder/text``."""
+    with (folder / "text").open("w") as text:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "vllm_sink.cli", "stream", server.url, *arguments],
+            env=_environment(KEY),
+            stdout=text,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def _endless(server: Server, folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """One that runs."""
+    with _following(server, folder) as process:
+        until(lambda: (folder / "text").stat().st_size or process.poll() is not None, 120)
+        yield process
+
+
+def _process(server: Server) -> psutil.Process:
+    port = server.url.rpartition(":")[2]
+    return next(p for p in psutil.Process().children() if port in p.cmdline())
+
+
+@pytest.mark.parametrize("command", ["stream", "top"])
+def test_a_key(guarded: Server, command: str) -> None:
+    arguments = ("--max-tokens", "5") if command == "stream" else ("--once", "--interval", "0.1")
+    for ended in (
+        _run(command, guarded.url, *arguments, "--api-key", KEY),
+        _run(command, guarded.url, *arguments, key=f"{KEY}\n"),
+        _run(command, guarded.url, *arguments, "--api-key", KEY, key="another"),
+    ):
+        assert ended.returncode == 0, ended.stderr
+        assert KEY not in ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key", "said"),
+    [
+        ((), "", "HTTP 401: it asks for an API key; set the server's key in VLLM_API_KEY"),
+        ((), "a-wrong-one", "HTTP 401: it refuses the key of VLLM_API_KEY; set the server's key"),
+        (("--api-key", "a-wrong-one"), KEY, "HTTP 401: it refuses the key of --api-key; set"),
+    ],
+)
+def test_no_key_or_a_wrong_one(
+    guarded: Server, arguments: tuple[str, ...], key: str, said: str
+) -> None:
+    ended = _run("stream", guarded.url, *arguments, key=key)
+    assert ended.returncode == 2
+    assert said in ended.stderr
+    assert "a-wrong-one" not in ended.stdout + ended.stderr
+
+
+def test_a_stream_that_waits_hears_comments(guarded: Server, tmp_path: Path) -> None:
+    """``: keep-alive`` is no event. The last of three is sent one after the second was."""
+    metrics = commands.Server(guarded.url).metrics
+    (tmp_path / "second").mkdir()
+    with (
+        _endless(guarded, tmp_path) as first,
+        _following(guarded, tmp_path / "second", "--max-tokens", "20") as second,
+    ):
+        until(lambda: metrics().sum("vllm_num_requests_waiting") == 1, 120)
+        body = {"model": _model(guarded), "prompt": "It", "stream": True}
+        request = urllib.request.Request(
+            f"{guarded.url}/v1/completions",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"},
+        )
+        with urllib.request.urlopen(request, timeout=120) as third:
+            assert third.readline() == b": keep-alive\n"
+        first.send_signal(signal.SIGINT)
+        assert "ended: interrupted" in first.communicate(timeout=120)[1]
+        assert "ended: length" in second.communicate(timeout=120)[1]
+        assert (first.returncode, second.returncode) == (0, 0)
+
+
+def _model(server: Server) -> str:
+    return str(commands.Server(server.url, commands.Key(KEY, "test")).model(None)["id"])
+
+
+def test_a_server_that_shuts_down(
+    guarded: Server,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A new stream is refused with the reason; one that runs ends with an event that has it.
+
+    The last test of this server.
+    """
+    with _endless(guarded, tmp_path) as running:
+        _process(guarded).send_signal(signal.SIGTERM)
+        until(lambda: "shutting down" in _health(guarded), 60)
+        # In this process: there are but seconds.
+        assert cli.main(["stream", guarded.url, "--api-key", KEY]) == 2
+        said = capsys.readouterr().err
+        assert "/v1/completions: HTTP 503: this server is shutting down: send the" in said
+        assert said.endswith("(Retry-After: 1 s)\n")
+        told = running.communicate(timeout=120)[1]
+        assert running.returncode == 1, told
+        assert "; ended: error\n" in told
+        assert f"error: {guarded.url} ended the stream: this server is shutting down" in told
+        assert "Traceback" not in told
+
+
+def _health(server: Server) -> str:
+    try:
+        return commands.Server(server.url).get("/health")
+    except commands.ServerError as error:
+        return str(error)
+
+
+def test_a_server_that_dies(tiny_folder: Path, tmp_path: Path) -> None:
+    flags = ONE_AT_A_TIME.split()
+    with (
+        serve(tiny("llama-gqa", tiny_folder), tmp_path / "log", *flags) as dying,
+        _endless(dying, tmp_path) as running,
+    ):
+        server = _process(dying)
+        engines = server.children(recursive=True)
+        server.kill()
+        told = running.communicate(timeout=120)[1]
+        for engine in psutil.wait_procs(engines, timeout=60)[1]:
+            engine.kill()
+    assert running.returncode == 1, told
+    assert f"error: {dying.url} went away: " in told
+    assert "Traceback" not in told
 
 
 def _plan(folder: Path, *arguments: str) -> dict[str, object]:

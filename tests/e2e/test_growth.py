@@ -117,5 +117,5 @@ def test_nothing_grows_and_leaks_are_seen(
     per_token, leaking = _grown(streams, after, 2)
     assert per_token > 8
     told = leaking.grown_since(after)
-    assert "list in FastIncrementalDetokenizer" in told
+    assert "list in FastDetokenizer" in told
     assert "list in list in cell" in told

@@ -48,13 +48,18 @@ VOCABULARY = 512
 
 def fuzz(folder: Path, logs: Path, seconds: float, clients: int, seed: int, stock: bool) -> Report:
     """Start both servers and run a campaign."""
+    import torch
+
     from tests.e2e.servers import serve
 
+    flags = [*COMMON]
+    if torch.cuda.is_available():  # both share it
+        flags += ["--gpu-memory-utilization", "0.3"]
     with ExitStack() as stack:
-        url = stack.enter_context(serve(folder, logs / "sink.log", *COMMON, *POLICY)).url
+        url = stack.enter_context(serve(folder, logs / "sink.log", *flags, *POLICY)).url
         other = None
         if stock:
-            other = stack.enter_context(serve(folder, logs / "stock.log", *COMMON)).url
+            other = stack.enter_context(serve(folder, logs / "stock.log", *flags)).url
         bystander = Bystander(url, "tiny", 600, [5 + i % 97 for i in range(50)])
         bystander.listen_alone()
         return Campaign(url, other, "tiny", VOCABULARY, seed).run(seconds, clients, bystander)

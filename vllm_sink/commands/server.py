@@ -1,21 +1,52 @@
-"""A running server, over HTTP: its models and its metrics."""
+"""A running server, over HTTP: its models, its metrics, and a stream of its own.
+
+``openai`` and ``httpx``, both of vLLM's own requirements, are imported where they are used: they
+take a second, and the other commands do without.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
-import urllib.error
-import urllib.request
+import os
 from collections.abc import Iterator
-from typing import Any
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from vllm_sink.errors import PolicyError
 
+if TYPE_CHECKING:
+    from openai import APIStatusError, Stream
+    from openai.types import Completion
+
+#: Seconds to wait for a connection. For an answer there is no limit: a full server is only slow.
+CONNECT_TIMEOUT = 30.0
+
+#: Where a key is looked for, in this order: vLLM's variable, then the OpenAI client's.
+KEY_VARIABLES = ("VLLM_API_KEY", "OPENAI_API_KEY")
+
 
 class ServerError(Exception):
     """A server that does not answer, or not what was asked for; the text says which."""
+
+
+class BrokenStream(ServerError):
+    """A stream that began, and ended with an error or with the connection."""
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that name a server."""
+    parser.add_argument("url", metavar="URL", help="the server, such as http://localhost:8000")
+    parser.add_argument(
+        "--api-key",
+        metavar="KEY",
+        help=f"the server's key (default: {', then '.join(KEY_VARIABLES)}, of the environment, "
+        "where other users of this machine cannot see it)",
+    )
 
 
 def base_url(text: str) -> str:
@@ -30,37 +61,68 @@ def base_url(text: str) -> str:
     return text.rstrip("/").removesuffix("/metrics").removesuffix("/v1").rstrip("/")
 
 
+@dataclass(frozen=True)
+class Key:
+    """An API key; nothing prints its value.
+
+    Attributes:
+        value: the key.
+        source: the flag or the variable that it is from.
+    """
+
+    value: str = field(repr=False)
+    source: str
+
+    @classmethod
+    def find(cls, given: str | None) -> Key | None:
+        """The key that was given, or the environment's; None where there is none.
+
+        Raises:
+            PolicyError: no HTTP header can carry it.
+        """
+        sources = {"--api-key": given} | {name: os.environ.get(name) for name in KEY_VARIABLES}
+        for source, value in sources.items():
+            # A secret that was read from a file often ends with a newline.
+            if value := (value or "").strip():
+                if not (value.isascii() and value.isprintable()):
+                    raise PolicyError(source, "a key that no header can carry", "printable ASCII")
+                return cls(value, source)
+        return None
+
+
 class Server:
     """A server of vLLM's.
 
     Args:
         url: its address.
-        timeout: seconds to wait for an answer to begin.
+        key: its API key, if it has one.
     """
 
-    def __init__(self, url: str, timeout: float = 30.0) -> None:
-        self.url = base_url(url)
-        self.timeout = timeout
+    def __init__(self, url: str, key: Key | None = None) -> None:
+        import openai
 
-    def open(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        """The answer of a GET, or of a POST with a JSON body.
+        self.url = base_url(url)
+        self.key = key
+        self.client = openai.OpenAI(
+            base_url=f"{self.url}/v1",
+            api_key=key.value if key else "EMPTY",  # as vLLM's own client: it must have one
+            timeout=openai.Timeout(None, connect=CONNECT_TIMEOUT),
+            max_retries=0,  # the user is told instead
+        )
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Server:
+        """The server that :func:`add`'s arguments name."""
+        return cls(args.url, Key.find(args.api_key))
+
+    def get(self, path: str) -> str:
+        """The text of a GET's answer.
 
         Raises:
-            ServerError: there is none, or it is an error; with the server's own words.
+            ServerError: there is none, or it is an error.
         """
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(
-            self.url + path, data, {"Content-Type": "application/json"}
-        )
-        try:
-            return urllib.request.urlopen(request, timeout=self.timeout)
-        except urllib.error.HTTPError as error:
-            raise ServerError(
-                f"{self.url}{path}: HTTP {error.code}: {_said(error.read())}"
-            ) from None
-        except OSError as error:
-            reason = getattr(error, "reason", error)
-            raise ServerError(f"no server answers at {self.url}: {reason}") from None
+        with self.errors(path):
+            return self.client.get(self.url + path, cast_to=str)
 
     def model(self, wanted: str | None) -> dict[str, Any]:
         """The card of the model to ask: ``wanted``, or the only one.
@@ -68,8 +130,11 @@ class Server:
         Raises:
             ServerError: it is not there, or there is a choice.
         """
-        with self.open("/v1/models") as answer:
-            cards: dict[str, dict[str, Any]] = {c["id"]: c for c in json.load(answer)["data"]}
+        answer = self.get("/v1/models")
+        try:
+            cards: dict[str, dict[str, Any]] = {c["id"]: c for c in json.loads(answer)["data"]}
+        except (ValueError, KeyError, TypeError):
+            raise ServerError(f"{self.url}/v1/models has no list of models") from None
         if wanted is None and len(cards) == 1:
             return next(iter(cards.values()))
         if wanted not in cards:
@@ -82,8 +147,11 @@ class Server:
         Raises:
             ServerError: it has nothing of this project's.
         """
-        with self.open("/metrics") as answer:
-            found = Metrics(answer.read().decode())
+        answer = self.get("/metrics")
+        try:
+            found = Metrics(answer)
+        except ValueError:
+            raise ServerError(f"{self.url}/metrics is not in Prometheus's format") from None
         if not found.has("vllm_sink_info"):
             raise ServerError(
                 f"{self.url}/metrics has no vllm_sink_* metrics: the server runs without "
@@ -91,13 +159,67 @@ class Server:
             )
         return found
 
+    def events(self, stream: Stream[Completion]) -> Iterator[Completion]:
+        """The events of a stream that the server has begun.
 
-def _said(text: bytes) -> str:
-    """The message of an error's JSON, or the text as it is."""
-    try:
-        return str(json.loads(text)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return text.decode(errors="replace").strip()[:200]
+        Raises:
+            BrokenStream: one is an error, or the connection is lost.
+        """
+        import httpx
+        import openai
+
+        try:
+            with stream:
+                yield from stream
+        # Before its version 3, openai lets errors of httpx out of a stream.
+        except (openai.APIConnectionError, httpx.HTTPError) as error:
+            raise BrokenStream(f"{self.url} went away: {_cause(error)}") from None
+        except openai.APIError as error:
+            raise BrokenStream(f"{self.url} ended the stream: {error.message}") from None
+        except ValueError as error:
+            raise BrokenStream(f"{self.url} sent an event that is no JSON: {error}") from None
+
+    @contextmanager
+    def errors(self, path: str) -> Iterator[None]:
+        """A request to ``path``, whose errors are ours.
+
+        Raises:
+            ServerError: nobody answers, or the answer is an error; with the server's own words.
+        """
+        import openai
+
+        try:
+            yield
+        except openai.APIStatusError as error:
+            told = f"{self.url}{path}: HTTP {error.status_code}: {self._refusal(error)}"
+            raise ServerError(told) from None
+        except openai.APIConnectionError as error:
+            cause = _cause(error)
+            # ConnectError and ConnectTimeout, of httpx or of httpx2, by openai's version.
+            if type(cause).__name__.startswith("Connect"):
+                raise ServerError(f"no server answers at {self.url}: {cause}") from None
+            raise ServerError(f"{self.url}{path}: the connection was lost: {cause}") from None
+
+    def _refusal(self, error: APIStatusError) -> str:
+        """What the server says, what to do about it, and when it says to come back."""
+        if error.status_code == 401:
+            # Not in the server's words: some repeat the key.
+            where = "set the server's key in VLLM_API_KEY or --api-key"
+            if self.key is None:
+                return f"it asks for an API key; {where}"
+            return f"it refuses the key of {self.key.source}; {where}"
+        body = error.body
+        message = body.get("message") if isinstance(body, dict) else None
+        told = str(message or error.response.text.strip()[:200])
+        after = error.response.headers.get("retry-after")
+        if after is None:
+            return told
+        return f"{told} (Retry-After: {after}{' s' if after.isdecimal() else ''})"
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What the HTTP library says, below the client's own "Connection error."."""
+    return error.__cause__ or error
 
 
 class Metrics:

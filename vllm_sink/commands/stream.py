@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
+import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from vllm_sink import policy
-from vllm_sink.commands.server import Metrics, Server, ServerError
+from vllm_sink.commands import server
+from vllm_sink.commands.server import BrokenStream, Metrics, Server, ServerError
+
+if TYPE_CHECKING:
+    from openai import Stream
+    from openai.types import Completion
 
 #: For ever; a server that bounds a stream's length says so, and is asked for all that it allows.
 ENDLESS = 10**9
@@ -23,7 +27,7 @@ PROMPT = "It was a dark and stormy night;"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("url", metavar="URL", help="the server, such as http://localhost:8000")
+    server.add(parser)
     parser.add_argument("--model", help="as the server calls it (default: its only one)")
     parser.add_argument("--prompt", default=PROMPT, help=f"(default: {PROMPT!r})")
     parser.add_argument(
@@ -99,95 +103,117 @@ class Progress:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Follow the stream until it ends or is interrupted."""
-    server = Server(args.url)
-    card = server.model(args.model)
-    progress = Progress.at_start(server.metrics(), args.sink_tokens)
-    body: dict[str, Any] = {
-        "model": card["id"],
-        "prompt": args.prompt,
-        "max_tokens": args.max_tokens or ENDLESS,
-        "temperature": args.temperature,
+    """Follow the stream until it ends or is interrupted; 1 where it ends with an error."""
+    asked = Server.of(args)
+    card = asked.model(args.model)
+    progress = Progress.at_start(asked.metrics(), args.sink_tokens)
+    stream = _open(asked, args, card)
+    reason, failure = "interrupted", None
+    with _status_line(sys.stdout) as show:
+        try:
+            reason = _follow(asked.events(stream), progress, show)
+        except KeyboardInterrupt:
+            pass
+        except BrokenStream as error:
+            reason, failure = "error", error
+    print(f"\n{progress.line()}; ended: {reason}", file=sys.stderr)
+    if failure is not None:
+        print(f"vllm-sink stream: error: {failure}", file=sys.stderr)
+    return 0 if failure is None else 1
+
+
+def _open(asked: Server, args: argparse.Namespace, card: dict[str, object]) -> Stream[Completion]:
+    """A stream; where the server refuses an endless one, the longest that it allows."""
+    longest = card.get("max_model_len")
+    try:
+        return _begin(asked, args, str(card["id"]), args.max_tokens or ENDLESS)
+    except ServerError as error:
+        if args.max_tokens or "max_tokens" not in str(error) or not isinstance(longest, int):
+            raise
+        return _begin(asked, args, str(card["id"]), longest)
+
+
+def _begin(
+    asked: Server, args: argparse.Namespace, model: str, max_tokens: int
+) -> Stream[Completion]:
+    extra: dict[str, object] = {
         "ignore_eos": True,
-        "stream": True,
         "stream_options": {"include_usage": True, "continuous_usage_stats": True},
     }
     if args.sink_tokens is not None:
-        body["vllm_xargs"] = {"sink_tokens": args.sink_tokens}
-    reason = "interrupted"
-    with _status_line(sys.stdout) as show:
-        try:
-            for event in _events(server, body, card.get("max_model_len")):
-                reason = _take(event, progress) or reason
-                show(progress.line())
-        except KeyboardInterrupt:
-            pass
-    print(f"\n{progress.line()}; ended: {reason}", file=sys.stderr)
-    return 0
+        extra["vllm_xargs"] = {"sink_tokens": args.sink_tokens}
+    with asked.errors("/v1/completions"):
+        return asked.client.completions.create(
+            model=model,
+            prompt=args.prompt,
+            max_tokens=max_tokens,
+            temperature=args.temperature,
+            stream=True,
+            extra_body=extra,
+        )
 
 
-def _open(server: Server, body: dict[str, Any], most: int | None) -> Any:
-    """The server's answer; where it refuses an endless one, the longest that it allows."""
-    try:
-        return server.open("/v1/completions", body)
-    except ServerError as error:
-        if body["max_tokens"] != ENDLESS or "max_tokens" not in str(error) or most is None:
-            raise
-        return server.open("/v1/completions", {**body, "max_tokens": most})
-
-
-def _events(server: Server, body: dict[str, Any], most: int | None) -> Iterator[dict[str, Any]]:
-    """The server's events.
+def _follow(events: Iterator[Completion], progress: Progress, show: Callable[[str], None]) -> str:
+    """Print the stream's text and keep the status; why it ended.
 
     Raises:
-        ServerError: it refuses, reports an error in the stream, or goes away.
+        BrokenStream: it does not say why.
     """
-    with _open(server, body, most) as answer:
-        try:
-            for raw in answer:
-                text = raw.decode().strip().removeprefix("data: ")
-                if not text or text == "[DONE]":
-                    continue
-                event: dict[str, Any] = json.loads(text)
-                if "error" in event:
-                    raise ServerError(f"{server.url}: {event['error'].get('message', event)}")
-                yield event
-        except OSError as error:
-            raise ServerError(f"{server.url} went away: {error}") from None
-
-
-def _take(event: dict[str, Any], progress: Progress) -> str | None:
-    """Print an event's text and count its tokens; why the stream ended, if it did."""
-    usage = event.get("usage") or {}
-    progress.tokens = usage.get("total_tokens", progress.tokens)
-    progress.prompt_tokens = usage.get("prompt_tokens", progress.prompt_tokens)
     reason = None
-    for choice in event.get("choices", ()):
+    for event in events:
+        reason = _take(event, progress) or reason
+        show(progress.line())
+    if reason is None:
+        raise BrokenStream("the connection was closed before the stream's end")
+    return reason
+
+
+def _take(event: Completion, progress: Progress) -> str | None:
+    """Print an event's text and count its tokens; why the stream ended, if it did."""
+    if event.usage is not None:
+        progress.tokens = event.usage.total_tokens
+        progress.prompt_tokens = event.usage.prompt_tokens
+    reason = None
+    for choice in event.choices:
         progress.started = progress.started or time.monotonic()
-        sys.stdout.write(choice["text"])
+        sys.stdout.write(choice.text)
         sys.stdout.flush()
-        reason = choice.get("finish_reason") or reason
+        reason = choice.finish_reason or reason
     return reason
 
 
 @contextmanager
-def _status_line(out: TextIO) -> Iterator[Any]:
-    """Keep the terminal's last line for the status; without a terminal show none."""
+def _status_line(out: TextIO) -> Iterator[Callable[[str], None]]:
+    """Keep the terminal's last row for the status; without a terminal show none."""
     if not out.isatty():
         yield lambda text: None
         return
+    size = _size(out)
+    # Text scrolls in all rows but the last.
+    out.write(f"\x1b[2J\x1b[1;{size.lines - 1}r\x1b[1;1H")
 
     def show(text: str) -> None:
-        columns, rows = shutil.get_terminal_size()
+        nonlocal size
+        now = _size(out)
+        if now != size:
+            size = now
+            # All rows scroll and the cursor is where it was; what is below it, an old status,
+            # goes; one row down and up again keeps it off the new last row.
+            out.write("\x1b7\x1b[r\x1b8\x1b[J\x1bD\x1b[A")
+            out.write(f"\x1b7\x1b[1;{size.lines - 1}r\x1b8")
         # Save the cursor, write in the last row, come back.
-        out.write(f"\x1b7\x1b[{rows};1H\x1b[7m{text[:columns]:<{columns}}\x1b[0m\x1b8")
+        line = f"{text[: size.columns]:<{size.columns}}"
+        out.write(f"\x1b7\x1b[{size.lines};1H\x1b[7m{line}\x1b[0m\x1b8")
         out.flush()
 
-    rows = shutil.get_terminal_size().lines
-    # Text scrolls in all rows but the last.
-    out.write(f"\x1b[2J\x1b[1;{rows - 1}r\x1b[1;1H")
     try:
         yield show
     finally:
-        out.write(f"\x1b[r\x1b[{rows};1H\x1b[2K")
+        out.write(f"\x1b[r\x1b[{size.lines};1H\x1b[2K")
         out.flush()
+
+
+def _size(out: TextIO) -> os.terminal_size:
+    """Columns and rows; a terminal that nobody has told its size says 0."""
+    columns, rows = os.get_terminal_size(out.fileno())
+    return os.terminal_size((columns or 80, rows or 24))

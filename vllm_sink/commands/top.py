@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 
+from vllm_sink.commands import server
 from vllm_sink.commands.server import Metrics, Server
 
 #: Characters of a bar.
@@ -14,7 +15,7 @@ BAR = 32
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("url", metavar="URL", help="the server, such as http://localhost:8000")
+    server.add(parser)
     parser.add_argument(
         "--interval", type=seconds, default=2.0, metavar="SECONDS", help="(default: 2)"
     )
@@ -36,13 +37,13 @@ def seconds(text: str) -> float:
 
 def run(args: argparse.Namespace) -> int:
     """Show views until interrupted."""
-    server = Server(args.url)
+    watched = Server.of(args)
     # A rate needs two looks; the clock is read beside each.
-    before, then = server.metrics(), time.monotonic()
+    before, then = watched.metrics(), time.monotonic()
     while True:
         time.sleep(args.interval)
-        now, at = server.metrics(), time.monotonic()
-        text = "\n".join(view(server.url, before, now, at - then))
+        now, at = watched.metrics(), time.monotonic()
+        text = "\n".join(view(watched.url, before, now, at - then))
         if args.once:
             print(text)
             return 0

@@ -1,7 +1,8 @@
 """Whether a vLLM has what this package leans on, told from its sources; a version says nothing.
 
 ``check`` looks at any vLLM, installed or only unpacked; ``require`` refuses an installed one before
-an engine is made, with the name of what is missing.
+an engine is made, with the name of what is missing. ``check_ray`` and ``require_ray`` do the same
+with Ray, before an application is built.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from vllm_sink.compat.hooks import OVERRIDES, READS, WRAPS, Hook
+from vllm_sink.compat.hooks import OVERRIDES, RAY_READS, RAY_WRAPS, READS, WRAPS, Hook
 from vllm_sink.compat.source import Function, Source
 from vllm_sink.errors import UnsupportedError
 
@@ -42,13 +43,30 @@ class Finding:
 
 
 def check(vllm: Source) -> list[Finding]:
+    """Every probe on a vLLM; on the installed one, on an installed Ray as well."""
+    found = check_vllm(vllm)
+    ray = installed_ray()
+    if ray is not None and vllm.root == installed().root:
+        found += check_ray(ray)
+    return found
+
+
+def check_vllm(vllm: Source) -> list[Finding]:
     """Every probe on a vLLM."""
     own = _own()
     found = [_wrapped(vllm, hook) for hook in WRAPS]
     for mine, base, setting in OVERRIDES:
         found += _overridden(own, vllm, mine, base, setting)
     found += [_read(vllm, hook) for hook in READS]
-    found += [_imported(vllm, hook) for hook in _imports(own)]
+    found += [_imported(vllm, hook) for hook in _imports(own, "vllm")]
+    return found
+
+
+def check_ray(ray: Source) -> list[Finding]:
+    """Every probe on a Ray."""
+    found = [_wrapped(ray, hook) for hook in RAY_WRAPS]
+    found += [_read(ray, hook) for hook in RAY_READS]
+    found += [_imported(ray, hook) for hook in _imports(_own(), "ray")]
     return found
 
 
@@ -129,13 +147,15 @@ def _unheard(ours: ast.FunctionDef, theirs: Function) -> str:
 
 
 def _read(vllm: Source, hook: Hook) -> Finding:
+    if "." not in hook.qualname:
+        return _imported(vllm, hook, on_demand=False)
     file = vllm.attribute(hook.module, hook.qualname)
-    return Finding(hook, str(file or ""), "" if file else "it is not there")
+    return Finding(hook, str(file or ""), "" if file or hook.optional else "it is not there")
 
 
 @cache
-def _imports(own: Source) -> list[Hook]:
-    """What this package imports of vLLM. What may be missing stands in a ``try``."""
+def _imports(own: Source, package: str) -> list[Hook]:
+    """What this package imports of vLLM, or of Ray. What may be missing stands in a ``try``."""
     wanted: dict[str, Hook] = {}
     for module in own.modules():
         guarded = {
@@ -147,7 +167,7 @@ def _imports(own: Source) -> list[Hook]:
         for node in ast.walk(module.tree):
             if not isinstance(node, ast.ImportFrom) or id(node) in guarded:
                 continue
-            if node.level or (node.module or "").partition(".")[0] != "vllm":
+            if node.level or (node.module or "").partition(".")[0] != package:
                 continue
             for alias in node.names:
                 target = f"{node.module}:{alias.name}"
@@ -156,12 +176,12 @@ def _imports(own: Source) -> list[Hook]:
     return list(wanted.values())
 
 
-def _imported(vllm: Source, hook: Hook) -> Finding:
+def _imported(vllm: Source, hook: Hook, on_demand: bool = True) -> Finding:
     module = vllm.module(hook.module)
     if module is None:
         return Finding(hook, "", f"there is no module {hook.module}")
     where = str(module.file.relative_to(vllm.root.parent))
-    holds = vllm.has(hook.module, hook.qualname)
+    holds = vllm.has(hook.module, hook.qualname, on_demand)
     return Finding(hook, where, "" if holds else "it is not there")
 
 
@@ -171,9 +191,21 @@ def _at(function: Function) -> str:
 
 def installed() -> Source:
     """The vLLM that ``import vllm`` would find."""
-    spec = importlib.util.find_spec("vllm")
-    if spec is None or not spec.submodule_search_locations:
+    found = _installed("vllm")
+    if found is None:
         raise UnsupportedError("vLLM is not installed")
+    return found
+
+
+def installed_ray() -> Source | None:
+    """The Ray that ``import ray`` would find; None for none."""
+    return _installed("ray")
+
+
+def _installed(package: str) -> Source | None:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        return None
     return Source(Path(spec.submodule_search_locations[0]))
 
 
@@ -192,11 +224,10 @@ def require() -> str | None:
     Raises:
         UnsupportedError: naming each probe that fails.
     """
-    failed = [finding for finding in check(installed()) if not finding.holds]
+    failed = _failed(check_vllm(installed()))
     if failed:
-        told = "; ".join(f"{f.hook.target}: {f.problem}" for f in failed)
         raise UnsupportedError(
-            f"vLLM {version()}: {told}. Tested with {', '.join(KNOWN_VERSIONS)}; "
+            f"vLLM {version()}: {failed}. Tested with {', '.join(KNOWN_VERSIONS)}; "
             "`vllm-sink doctor --hooks` shows every probe"
         )
     if version() not in KNOWN_VERSIONS:
@@ -205,3 +236,26 @@ def require() -> str | None:
             f"{', '.join(KNOWN_VERSIONS)}); everything it needs is there, so it goes on"
         )
     return None
+
+
+@cache
+def require_ray() -> None:
+    """Refuse the installed Ray if a probe fails.
+
+    Raises:
+        UnsupportedError: naming each probe that fails.
+    """
+    ray = installed_ray()
+    if ray is None:
+        raise UnsupportedError("Ray is not installed")
+    failed = _failed(check_ray(ray))
+    if failed:
+        raise UnsupportedError(
+            f"Ray {importlib.metadata.version('ray')}: {failed}; "
+            "`vllm-sink doctor --hooks` shows every probe"
+        )
+
+
+def _failed(findings: list[Finding]) -> str:
+    """Which probes fail, and why; empty for none."""
+    return "; ".join(f"{f.hook.target}: {f.problem}" for f in findings if not f.holds)

@@ -34,16 +34,24 @@ _PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_31_x86_64", "manylinux1_x86_
 def render(findings: list[Finding], version: str) -> str:
     """Every hook, where it attaches, whether its probe holds."""
     lines = []
-    for kind, group in groupby(findings, key=lambda f: f.hook.kind):
+    for (package, kind), group in groupby(findings, key=_section):
         found = list(group)
         failed = [f for f in found if not f.holds]
-        lines.append(f"{_TITLES[kind]}: {len(found) - len(failed)} of {len(found)} hold")
+        title = _TITLES[kind]
+        if package != "vllm":
+            title = f"of {package.capitalize()}, {title.partition(',')[0]}"
+        lines.append(f"{title}: {len(found) - len(failed)} of {len(found)} hold")
         for finding in failed if kind in ("reads", "imports") else found:
             lines.append(_line(finding))
     failed = [f for f in findings if not f.holds]
     tested = "tested" if version in probes.KNOWN_VERSIONS else "not tested"
     verdict = f"{len(failed)} of {len(findings)} probes fail" if failed else "every probe holds"
     return "\n".join([f"vLLM {version}, {tested}", *lines, f"vLLM {version}: {verdict}"])
+
+
+def _section(finding: Finding) -> tuple[str, str]:
+    """The package that a hook is in, and its kind."""
+    return finding.hook.module.partition(".")[0], finding.hook.kind
 
 
 def _line(finding: Finding) -> str:

@@ -11,7 +11,7 @@ import functools
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FunctionType, ModuleType
+from types import FunctionType
 from typing import Any
 
 ATTENTION_BACKEND = "vllm_sink.attention.backend.SinkAttentionBackend"
@@ -138,16 +138,21 @@ def wrap(owner: type, name: str, make: _Make) -> None:
     _replace(owner, name, original, wrapped)
 
 
-def replace_name(module: ModuleType, name: str, value: Any) -> None:
-    """Let a module of vLLM's find ``value`` under one of its global names.
+def set_core_request(request_type: type) -> None:
+    """Let the engine core of this process decode requests as this subclass of vLLM's.
 
     Raises:
-        ImportError: the module has no such name: an unknown version, refused by name.
+        ImportError: the engine core does not name the type: an unknown version.
     """
-    if not hasattr(module, name):
-        raise ImportError(f"vllm-sink does not know this vllm: {module.__name__}.{name} is gone")
-    WRAPPED.add(f"{module.__name__}:{name}")
-    setattr(module, name, value)
+    from vllm.v1.engine import core
+
+    if hasattr(core.EngineCoreProc, "request_type"):
+        core.EngineCoreProc.request_type = request_type
+    elif hasattr(core, "EngineCoreRequest"):
+        core.EngineCoreRequest = request_type
+    else:
+        raise ImportError("vllm-sink does not know this vllm: core.EngineCoreRequest is gone")
+    WRAPPED.add("vllm.v1.engine.core:EngineCoreRequest")
 
 
 def unwrap_all(owner: type) -> None:
@@ -204,6 +209,27 @@ def block_table(runner: Any, rows: int) -> Any:
     if hasattr(runner, "block_tables"):
         return runner.block_tables.get_dummy_block_tables(rows)[0]
     return runner.input_batch.block_table[0].get_device_tensor(rows).zero_()
+
+
+def prompt_states(sampler: Any) -> tuple[Any, Any]:
+    """What the V2 runner's sampler knows of prompts: its ``LogitBiasState`` and ``PenaltiesState``.
+
+    Raises:
+        ImportError: it has one of them no more: an unknown version, refused by name.
+    """
+    from vllm.v1.worker.gpu.sample.logit_bias import LogitBiasState
+    from vllm.v1.worker.gpu.sample.penalties import PenaltiesState
+
+    # In 0.29 they are attributes of their own; later all processors are in a list.
+    every = [*vars(sampler).values(), *getattr(sampler, "logits_processors", ())]
+
+    def the(kind: type) -> Any:
+        for one in every:
+            if isinstance(one, kind):
+                return one
+        raise _gone(type(sampler), kind.__name__)
+
+    return the(LogitBiasState), the(PenaltiesState)
 
 
 def wrap_v1_positions(raise_positions: Callable[[Any, Any], None]) -> None:

@@ -116,8 +116,14 @@ class Source:
             if found is not None:
                 yield found
 
-    def has(self, module: str, name: str) -> bool:
-        """Whether ``from module import name`` would find something."""
+    def has(self, module: str, name: str, on_demand: bool = True) -> bool:
+        """Whether ``from module import name`` would find something.
+
+        Args:
+            module: where.
+            name: of what.
+            on_demand: believe a module that makes names when they are asked for.
+        """
         found = self.module(module)
         if found is None:
             return False
@@ -132,8 +138,7 @@ class Source:
                 (a.asname or a.name.partition(".")[0]) == name for a in node.names
             ):
                 return True
-            # Modules that import on demand list what they have.
-            if isinstance(node, ast.FunctionDef) and node.name == "__getattr__":
+            if on_demand and isinstance(node, ast.FunctionDef) and node.name == "__getattr__":
                 return True
         if found.imported(name) is not None:
             return True

@@ -161,10 +161,18 @@ class TextDecodeStream:
         piece = self._read(token)
         if piece is None:
             return ""
-        before = self._text
-        self._pieces.append(piece)
-        self._text = self._decode(self._pieces)
-        said = "" if self._text.startswith(self._known) else self._realign(before)
+        pieces, before, known = self._pieces, self._text, self._known
+        pieces.append(piece)
+        text = self._text = self._decode(pieces)
+        if not text.startswith(known):
+            said = self._realign(before)
+        elif self._context == len(pieces) - 1 and text != known and text[-1] != MARK:
+            # Nearly every token, so without a call: nothing was held, and it becomes the context.
+            self._pieces, self._context = [piece], 1
+            self._known = self._text = self._alone(piece) or ""
+            return text[len(known) :]
+        else:
+            said = ""
         if self._text.endswith(MARK):
             said += self._settled()
         elif len(self._text) > len(self._known):
@@ -185,9 +193,7 @@ class TextDecodeStream:
         gone = max(self._context, len(self._pieces) - CONTEXT)
         del self._pieces[:gone]
         self._context = len(self._pieces)
-        if self._context == 1:
-            self._text = self._alone(self._pieces[0]) or ""
-        elif gone:
+        if gone:
             self._text = self._decode(self._pieces)
         self._known = self._text
 

@@ -134,6 +134,9 @@ class V2Rollovers:
         self.count = 0
         self.bases = np.zeros(runner.max_num_reqs, dtype=np.int64)
         self._new_bases: dict[str, int] = {}
+        # Looked for now, not when the first prompt is fed: of an unknown version this says so.
+        # Only the last rank of a pipeline samples.
+        self._sampler = None if runner.sampler is None else compat.prompt_states(runner.sampler)
         compat.wrap_method_of(runner.model_state, "add_request", self._with_base)
         compat.wrap_method_of(runner.model_state, "prepare_attn", self._with_true_positions)
 
@@ -165,20 +168,21 @@ class V2Rollovers:
         states.num_computed_prefill_tokens[row] = rolled.num_computed_tokens
         self.runner.block_tables.append_block_ids(row, (rolled.block_ids,), overwrite=True)
         self.bases[row] = rolled.base
-        if rolled.fed and self.runner.sampler is not None:
+        if rolled.fed:
             self._tell_sampler(row, rolled.fed)
 
     def _tell_sampler(self, row: int, fed: list[int]) -> None:
         """The prompt has become longer: for its penalties, and for ``min_tokens``."""
-        for processor in self.runner.sampler.logits_processors:
-            if hasattr(processor, "min_lens"):
-                processor.min_lens.np[row] += len(fed)
-            if hasattr(processor, "prompt_bin_mask") and processor.use_penalty[row]:
-                mask = processor.prompt_bin_mask
-                bits = np.zeros(mask.shape[1] * 32, dtype=np.uint8)
-                bits[fed] = 1
-                words = np.packbits(bits, bitorder="little").view("<i4")
-                mask[row] |= torch.from_numpy(words).to(mask.device)
+        if self._sampler is None:
+            return
+        logit_bias, penalties = self._sampler
+        logit_bias.min_lens.np[row] += len(fed)
+        if penalties.use_penalty[row]:
+            mask = penalties.prompt_bin_mask
+            bits = np.zeros(mask.shape[1] * 32, dtype=np.uint8)
+            bits[fed] = 1
+            words = np.packbits(bits, bitorder="little").view("<i4")
+            mask[row] |= torch.from_numpy(words).to(mask.device)
 
     def _with_base(self, add_request: Any) -> Any:
         def add(req_index: int, new_req_data: Any) -> None:

@@ -46,7 +46,11 @@ def build(llm_serving_args: dict[str, Any], *, wait_for_resources_s: float = 30.
 
     Raises:
         PolicyError: the cluster has not enough.
+        UnsupportedError: this Ray lacks something that is leaned on.
     """
-    from vllm_sink.serving.ray import builder
+    from vllm_sink.compat import probes
+
+    probes.require_ray()
+    from vllm_sink.serving.ray import builder  # imports what was probed
 
     return builder.build(llm_serving_args, wait_for_resources_s)

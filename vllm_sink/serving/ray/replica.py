@@ -16,7 +16,6 @@ from vllm_sink.serving.drain import ENDED, ERROR_TYPE, REFUSED, STATUS, Drain, g
 from vllm_sink.serving.drain_middleware import last_event
 from vllm_sink.serving.ray.autoscaling import report
 
-
 if TYPE_CHECKING:
     from vllm_sink.caller import Caller
 

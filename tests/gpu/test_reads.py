@@ -1,0 +1,30 @@
+"""What this package asks of vLLM's V2 runner is listed in ``hooks``, and what it wraps there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.compat.record import recorded
+from tests.e2e.engines import tiny
+from vllm_sink.compat import hooks
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU on this machine"),
+]
+
+V2 = "vllm.v1.worker.gpu."
+
+
+def test_whatever_is_read_or_wrapped_is_listed(tiny_folder: Path) -> None:
+    found = recorded(tiny("llama-gqa", tiny_folder), "engine")
+    assert found["unlisted"] == {}
+    listed = {hook.target for hook in hooks.WRAPS}
+    assert set(found["wrapped"]) - listed == set()
+    assert {target for target in listed if target.startswith(V2)} <= set(found["wrapped"])
+    # Streams here meet each hook into the V2 runner: one that nothing reads can go.
+    reads = {hook.target for hook in hooks.READS if hook.target.startswith(V2)}
+    assert reads - set(found["read"]) == set()
