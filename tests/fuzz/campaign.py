@@ -124,6 +124,10 @@ class Campaign:
             while time.monotonic() < until:
                 case = self._next()
                 status, told = send(client, self.url, case)
+                if status == "broken":
+                    # A connection that was idle may be closed as it is used again (RFC 9112, 9.3).
+                    with httpx.Client(timeout=60.0) as fresh:
+                        status, told = send(fresh, self.url, case)
                 self._count(case, status)
                 if status == "broken" or status.startswith("5"):
                     self._judge(client, case, status, told)

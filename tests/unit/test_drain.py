@@ -87,7 +87,7 @@ def test_what_is_new_is_refused_and_the_probe_says_so(state: drain.Drain, ask: A
 
 
 def test_a_server_that_was_closed_says_nothing_of_the_next(state: drain.Drain) -> None:
-    """A process may close one engine and serve another: only the first one's clients are refused."""
+    """A process may close one engine and serve another, whose clients are not refused."""
     state.begin(10)
     assert asyncio.run(_ask(_Engine(), "/quick", "POST")) == (200, b"data: [DONE]\n\n")
 
