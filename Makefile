@@ -23,7 +23,7 @@ export VLLM_SINK_VLLM = $(VLLM)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env model gemma text serve test test-all test-gpu memcheck bench-gpu soak fuzz evidence evidence-gpu peers monitoring-test ray-test manifests schemas dashboard dashboard-picture compat lint type ci clean
+.PHONY: help env model gemma text serve test test-all test-gpu memcheck bench-gpu soak fuzz evidence evidence-gpu peers monitoring-test ray-test manifests schemas features dashboard dashboard-picture compat lint type ci clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -93,6 +93,9 @@ build/schemas/node_modules: tests/deploy/schemas/package.json
 	@mkdir -p build/schemas && cp $< build/schemas
 	@if command -v npm >/dev/null; then \
 		npm install --silent --no-audit --no-fund --prefix build/schemas && touch $@; fi
+
+features: env ## write docs/features.md from vllm_sink/features.py
+	$(VENV)/python -m vllm_sink.features
 
 dashboard: env ## write deploy/monitoring/dashboard.json from its panels
 	$(VENV)/python deploy/monitoring/dashboard.py

@@ -154,23 +154,18 @@ def _own_attention(vllm_config: Any) -> bool:
     ) is not None
 
 
-def _no_whole_reservation(vllm_config: Any) -> bool:
-    scheduler = vllm_config.scheduler_config
-    field = type(scheduler).__dataclass_fields__.get("scheduler_reserve_full_isl")
-    asked = field is not None and field.default is True  # else it is off unasked
-    return asked and not scheduler.scheduler_reserve_full_isl
-
-
 def _rust_front_end(vllm_config: Any) -> bool:
     return os.environ.get("VLLM_USE_RUST_FRONTEND", "0").lower() in ("1", "true")
 
 
 def _part(name: str, field: str, ordinary: Any = None) -> Callable[[Any], bool]:
-    """Whether ``vllm_config.name.field`` is there and is not what it ordinarily is."""
+    """Whether ``vllm_config.name.field`` is there, and neither ordinary nor this vLLM's default."""
 
     def asked(vllm_config: Any) -> bool:
-        value = getattr(getattr(vllm_config, name, None), field, ordinary)
-        return bool(value != ordinary)
+        part = getattr(vllm_config, name, None)
+        value = getattr(part, field, ordinary)
+        declared = getattr(part, "__dataclass_fields__", {}).get(field)
+        return bool(value != ordinary and (declared is None or value != declared.default))
 
     return asked
 
@@ -513,7 +508,7 @@ ENGINE = (
         "admission by the first chunk",
         "--no-scheduler-reserve-full-isl",
         "admission asks for what a whole stream may need, or streams would starve each other",
-        _no_whole_reservation,
+        _part("scheduler_config", "scheduler_reserve_full_isl", True),
         fields="scheduler_reserve_full_isl",
     ),
     refused(

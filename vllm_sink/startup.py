@@ -16,7 +16,7 @@ from typing import Any
 
 from vllm.logger import init_logger
 
-from vllm_sink import compat, metrics, policy, segments, support
+from vllm_sink import compat, features, metrics, policy, segments, support
 from vllm_sink.attention import providers
 from vllm_sink.compat import probes
 from vllm_sink.errors import PolicyError, UnsupportedError
@@ -85,6 +85,7 @@ def _create(engine_args: Any, kv_policy: KVPolicy, create: Callable[[], Any]) ->
 
     if warning := probes.require():
         logger.warning(warning)
+    features.refuse_arguments(engine_args)
     model = read_model(engine_args)
     wanted = engine_args.max_model_len
     limit = None if wanted in (None, -1) else wanted

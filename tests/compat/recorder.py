@@ -20,6 +20,7 @@ from types import CodeType
 from typing import Any
 
 import msgspec
+import torch
 
 import vllm_sink
 from vllm_sink.compat import hooks, probes
@@ -41,9 +42,12 @@ class Recorder:
         self._seen: _Seen = {}
         self._done: set[type] = set()
         # What an engine imports while it is made would be recorded too late.
-        for hook in (*hooks.READS, *hooks.WRAPS):
+        for module in sorted({hook.module for hook in (*hooks.READS, *hooks.WRAPS)}):
+            # vLLM's CPU worker makes buffers those of a CPU, for the whole process.
+            if torch.cuda.is_available() and ".cpu" in module:
+                continue
             with suppress(ImportError):
-                importlib.import_module(hook.module)
+                importlib.import_module(module)
 
     def install(self) -> None:
         """Record from now on; call it again when vLLM has imported more."""
@@ -157,11 +161,12 @@ def _target(cls: type) -> str:
 
 
 def _listed() -> dict[tuple[type, str], str]:
-    """Class and attribute of each hook whose module is to be had here, and its target."""
+    """Class and attribute of each hook whose module was imported, and its target."""
     overrides = [f.hook for f in probes.check(probes.installed()) if f.hook.kind == "overrides"]
     found = {}
     for hook in (*hooks.READS, *hooks.WRAPS, *overrides):
         owner, _, name = hook.qualname.rpartition(".")
-        with suppress(ImportError, AttributeError):
-            found[getattr(importlib.import_module(hook.module), owner), name] = hook.target
+        cls = getattr(sys.modules.get(hook.module), owner, None) if owner else None
+        if cls is not None:
+            found[cls, name] = hook.target
     return found

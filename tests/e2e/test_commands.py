@@ -338,3 +338,64 @@ def test_plan_refuses(tiny_folder: Path, arguments: str, said: str) -> None:
     assert ended.returncode in (1, 2)
     assert said in ended.stderr + ended.stdout
     assert "Traceback" not in ended.stderr
+
+
+def test_doctor_takes_every_flag_of_a_server(tiny_folder: Path) -> None:
+    """Options before the model, the front end's among them; a refusal has a server's words."""
+    folder = str(tiny("llama-gqa", tiny_folder))
+    flags = "--json --dtype float32 --window-tokens 60 --port 8001 --max-model-len 700 --kv-gib 1"
+    ended = _run("doctor", *flags.split(), folder)
+    assert ended.returncode == 0, ended.stderr
+    verdict = json.loads(ended.stdout)
+    assert verdict["supported"]
+    assert (verdict["window_tokens"], verdict["max_stream_tokens"]) == (60, 700)
+    assert verdict["kv_pool_bytes"] == 2**30
+    ended = _run("doctor", folder, "--grpc")
+    assert ended.returncode == 1
+    assert ended.stdout == (
+        f"{folder}: refused\n  --grpc with --kv-policy: its server has no limits of a tenant, "
+        "no drain and no API key\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--sink-tokens -1", "'-1' is not allowed; allowed: an integer of at least 0"),
+        ("--kv-policy full", "--kv-policy: 'full' is not allowed; allowed: sink or window"),
+        ("--kv-gib none", "'none' is not allowed; allowed: a positive number of GiB"),
+        ("--no-such-flag", "unrecognized arguments: --no-such-flag"),
+    ],
+)
+def test_doctors_errors(
+    tiny_folder: Path, arguments: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In this process: vLLM is there already."""
+    folder = str(tiny("llama-gqa", tiny_folder))
+    try:
+        status = cli.main(["doctor", folder, *arguments.split()])
+    except SystemExit as ended:  # argparse's own
+        status = int(ended.code or 0)
+    told = capsys.readouterr()
+    assert status == 2
+    assert said in told.err
+    assert told.out == ""
+
+
+def test_doctor_of_no_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor"]) == 2
+    assert "MODEL: 'nothing' is not allowed" in capsys.readouterr().err
+
+
+def test_help_does_not_import_vllm() -> None:
+    for arguments in (["--help"], ["doctor", "--help"]):
+        code = (
+            "import atexit, sys; from vllm_sink import cli; "
+            "atexit.register(lambda: print('vllm' in sys.modules)); "
+            f"cli.main({arguments})"
+        )
+        ended = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+        )
+        assert "doctor" in ended.stdout
+        assert ended.stdout.splitlines()[-1] == "False"

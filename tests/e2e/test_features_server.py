@@ -160,7 +160,7 @@ def test_a_tool_call_longer_than_a_segment(server: Server, model: Any) -> None:
 
 def test_thoughts_and_an_answer_over_segments(server: Server) -> None:
     """What comes before the mark is reasoning, streamed and whole alike."""
-    whole, deltas = chat(server, seed=4, max_tokens=900, ignore_eos=True)
+    whole, deltas = chat(server, seed=4, max_tokens=650, ignore_eos=True)
     thought = "".join(d.get("reasoning") or "" for d in deltas)
     content = "".join(d.get("content") or "" for d in deltas)
     assert thought == whole["reasoning"]

@@ -101,6 +101,7 @@ def test_numbers_are_chosen_and_kept(folder: Path) -> None:
         "provider": "torch",
         "segment_tokens": 17_408,  # the context, the largest chunk, in whole Ki
         "stream_tokens": None,
+        "pins_system": False,
         "true_positions": False,
     }
     assert config.model_config.max_model_len == 17_408
