@@ -186,7 +186,9 @@ def _endless(server: Server, folder: Path) -> Iterator[subprocess.Popen[str]]:
 
 def _process(server: Server) -> psutil.Process:
     port = server.url.rpartition(":")[2]
-    return next(p for p in psutil.Process().children() if port in p.cmdline())
+    # One that has ended and was not waited for has no command line.
+    lines = {p: p.as_dict(["cmdline"])["cmdline"] or () for p in psutil.Process().children()}
+    return next(p for p, line in lines.items() if port in line)
 
 
 @pytest.mark.parametrize("command", ["stream", "top"])
