@@ -88,7 +88,7 @@ def test_a_request_pins_its_own(server: Server) -> None:
         (-1, "an integer of at least 0"),
         ("sistem", "an integer of at least 0, or 'system' in a chat"),
         (2.5, "an integer of at least 0"),
-        ("system", "chat completions"),
+        ("system", "in a chat that begins with a system message"),
         (21, "0 to 20, the length of the prompt"),
     ],
 )
