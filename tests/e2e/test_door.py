@@ -341,6 +341,15 @@ def test_every_json_type_under_every_name(server: Server, path: str, name: str) 
         assert status in (200, 400), (value, told)
 
 
+@pytest.mark.parametrize("path", GENERATING)
+def test_a_tenant_that_is_no_text_is_refused(server: Server, path: str) -> None:
+    """Its request would be registered, and then not cross to the engine core."""
+    for name in ("\ud800", "a\x00b", "a\nb"):
+        status, told, _ = _post(server, path, _with(path, {}, user=name))
+        assert status == 400, (name, told)
+    assert _post(server, path, _with(path, {}, user="Zoë 😀"))[0] == 200
+
+
 def _tenants(server: Server) -> set[str]:
     with urllib.request.urlopen(server.url + "/metrics", timeout=60) as answer:
         lines = answer.read().decode().splitlines()

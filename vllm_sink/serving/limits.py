@@ -177,12 +177,15 @@ def tenant_name(config: MetricsConfig, caller: Caller) -> str:
     """The tenant's name; empty if the request has none.
 
     Raises:
-        VLLMValidationError: the header that names it was given twice.
+        VLLMValidationError: the header that names it was given twice, or the name is no text.
     """
-    if config.header is None:
-        return caller.user or ""
     try:
-        return caller.header(config.header) or ""
+        if config.header is not None:
+            return caller.header(config.header) or ""
+        name = caller.user or ""
+        if not name.isprintable():  # half a surrogate pair cannot cross to the engine core
+            raise PolicyError("user", ascii(name), "printable text")
+        return name
     except PolicyError as error:
         raise VLLMValidationError(str(error), parameter=error.field) from None
 
