@@ -48,8 +48,9 @@ ASKED = {
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_folder: Path) -> Path:
-    return tiny("llama-gqa", tiny_folder)
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its own: prompt embeddings add a token to the tokenizer that vLLM caches by its path."""
+    return tiny("llama-gqa", tmp_path_factory.mktemp("embeddings"))
 
 
 def _all(llm: Any) -> dict[str, Any]:
