@@ -8,15 +8,17 @@ with Ray, before an application is built.
 from __future__ import annotations
 
 import ast
+import gc
 import importlib.metadata
 import importlib.util
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from vllm_sink.compat.hooks import OVERRIDES, RAY_READS, RAY_WRAPS, READS, WRAPS, Hook
-from vllm_sink.compat.source import Function, Source
+from vllm_sink.compat.source import Function, Source, forget
 from vllm_sink.errors import UnsupportedError
 
 #: Versions that the tests have run with.
@@ -214,6 +216,21 @@ def version() -> str:
     return importlib.metadata.version("vllm").partition("+")[0]
 
 
+@contextmanager
+def _nothing_kept() -> Iterator[None]:
+    """While sources are read; a server lives on, and has no use for them."""
+    collects = gc.isenabled()
+    gc.disable()  # no tree is garbage before all are
+    try:
+        yield
+    finally:
+        _own.cache_clear()
+        forget()
+        if collects:
+            gc.enable()
+        gc.collect()
+
+
 @cache
 def require() -> str | None:
     """Refuse the installed vLLM if a probe fails.
@@ -224,7 +241,8 @@ def require() -> str | None:
     Raises:
         UnsupportedError: naming each probe that fails.
     """
-    failed = _failed(check_vllm(installed()))
+    with _nothing_kept():
+        failed = _failed(check_vllm(installed()))
     if failed:
         raise UnsupportedError(
             f"vLLM {version()}: {failed}. Tested with {', '.join(KNOWN_VERSIONS)}; "
@@ -248,7 +266,8 @@ def require_ray() -> None:
     ray = installed_ray()
     if ray is None:
         raise UnsupportedError("Ray is not installed")
-    failed = _failed(check_ray(ray))
+    with _nothing_kept():
+        failed = _failed(check_ray(ray))
     if failed:
         raise UnsupportedError(
             f"Ray {importlib.metadata.version('ray')}: {failed}; "
