@@ -19,6 +19,9 @@ from vllm_sink.errors import PolicyError
 #: The caller that this task answers; there is none where an engine is used from Python.
 CALLER: ContextVar[Caller] = ContextVar("vllm_sink_caller")
 
+#: The fields by which vLLM's protocols name the length of an answer.
+LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+
 _RAW_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -77,6 +80,13 @@ class Caller:
             if isinstance(given, Mapping):
                 found.update(given)
         return found
+
+    @property
+    def names_length(self) -> bool:
+        """Whether the request says how long its answer may be."""
+        params = self.fields.get("sampling_params")
+        places = [self.fields, params if isinstance(params, Mapping) else {}]
+        return any(place.get(name) is not None for place in places for name in LENGTHS)
 
     @property
     def user(self) -> str | None:

@@ -8,6 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vllm_sink import features
+from vllm_sink.engine import admission_config
+from vllm_sink.engine.admission_config import (
+    DEFAULT_QUEUE_TIMEOUT,
+    DEFAULT_STREAM_SHARE,
+    require_seconds,
+    require_share,
+)
 from vllm_sink.errors import PolicyError, UnsupportedError
 from vllm_sink.metrics import config as metrics_config
 from vllm_sink.policy import (
@@ -46,6 +53,22 @@ def _sink_tokens(text: str) -> int | str:
         return _count(0)(text)
     except argparse.ArgumentTypeError as error:
         raise argparse.ArgumentTypeError(f"{error}, or {SYSTEM}") from None
+
+
+def _number(require: Callable[[str, object], float], flag: str) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            value: object = float(text)
+        except ValueError:
+            value = text
+        try:
+            return require(flag, value)
+        except PolicyError as error:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not allowed; allowed: {error.allowed}"
+            ) from None
+
+    return parse
 
 
 def _one_of(names: Sequence[str]) -> Callable[[str], str]:
@@ -123,6 +146,39 @@ def with_flags(add_cli_args: Callable[..., Any]) -> Callable[..., Any]:
             "auto, by what the GPU and the model allow; the log says which and why)",
         )
         group.add_argument(
+            "--sink-default-max-tokens",
+            type=_count(1),
+            metavar="N",
+            default=argparse.SUPPRESS,
+            help="Length of an answer whose request names none and does not ask to be endless "
+            '("vllm_xargs": {"endless": true}). (default: it ends where the model\'s context does)',
+        )
+        group.add_argument(
+            "--sink-max-streams",
+            type=_count(1),
+            metavar="N",
+            default=argparse.SUPPRESS,
+            help="Live streams (endless requests, or with max_tokens past the model's context) of "
+            "an engine; more are refused with HTTP 429. (default: --sink-stream-share of "
+            "--max-num-seqs, and what fits into that share of the KV pool)",
+        )
+        group.add_argument(
+            "--sink-stream-share",
+            type=_number(require_share, "--sink-stream-share"),
+            metavar="X",
+            default=argparse.SUPPRESS,
+            help="Part of the KV pool that can be promised to streams. Other requests may use all "
+            f"that streams do not hold yet. (default: {DEFAULT_STREAM_SHARE})",
+        )
+        group.add_argument(
+            "--sink-queue-timeout",
+            type=_number(require_seconds, "--sink-queue-timeout"),
+            metavar="SECONDS",
+            default=argparse.SUPPRESS,
+            help="How long a request waits for its KV blocks; then it ends with HTTP 503. "
+            f"(default: {DEFAULT_QUEUE_TIMEOUT:g})",
+        )
+        group.add_argument(
             "--sink-tenant-label",
             type=_tenant_label,
             metavar="{off,user,header:NAME}",
@@ -181,6 +237,7 @@ def with_policy_from_flags(from_cli_args: Callable[..., Any]) -> Callable[..., A
                 raise SystemExit(f"vllm serve: error: {flag} needs --kv-policy sink or window")
             config[CONFIG_KEY] = {**before, **given}
             engine_args.additional_config = config
+        _carry(args, engine_args, admission_config.CONFIG_KEY, admission_config.FLAGS)
         _read_tenant_flags(args, engine_args)
         _read_access_flags(args, engine_args)
         if _has_policy(engine_args.additional_config):

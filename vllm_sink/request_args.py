@@ -9,13 +9,19 @@ from typing import Any, Protocol
 from vllm_sink.errors import PolicyError
 from vllm_sink.policy import SYSTEM
 
-__all__ = ["OPTIONS", "SINK_TOKENS", "SYSTEM", "refuse_unknown", "sink_tokens_of"]
+__all__ = ["ENDLESS", "OPTIONS", "SINK_TOKENS", "SYSTEM", "refuse_unknown", "sink_tokens_of"]
 
 #: The key in ``vllm_xargs`` (HTTP) and in ``SamplingParams.extra_args`` (Python).
 SINK_TOKENS = "sink_tokens"
 
+#: Another: the request is a stream, which only its client or its ``max_tokens`` ends.
+ENDLESS = "endless"
+
 #: Every option of a request's.
-OPTIONS = (SINK_TOKENS,)
+OPTIONS = (SINK_TOKENS, ENDLESS)
+
+#: Other spellings that can only be meant for these.
+_ALSO = ("endless",)
 
 
 class _Params(Protocol):
@@ -46,9 +52,10 @@ def refuse_unknown(options: Iterable[str], fields: Iterable[str]) -> None:
             raise PolicyError(f"vllm_xargs.{name}", name, " or ".join(map(repr, OPTIONS)))
     for name in fields:
         if _for_us(name):
-            example = json.dumps({"vllm_xargs": {SINK_TOKENS: 4}})
+            option = {ENDLESS: True} if "sink" not in str(name).lower() else {SINK_TOKENS: 4}
+            example = json.dumps({"vllm_xargs": option})
             raise PolicyError(name, "a field of the request", f"an option: {example[1:-1]}")
 
 
 def _for_us(name: str) -> bool:
-    return "sink" in str(name).lower()
+    return "sink" in str(name).lower() or str(name).lower() in _ALSO

@@ -189,8 +189,6 @@ def _attach(vllm_config: Any) -> None:
         )
     parallel.worker_cls = _WORKERS.get(parallel.worker_cls, parallel.worker_cls)
     scheduler.scheduler_cls = _SCHEDULERS[bool(scheduler.async_scheduling)]
-    # Admission asks what a whole stream may need, not what its first chunk needs.
-    scheduler.scheduler_reserve_full_isl = True
     if not current_platform.is_cpu():
         from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
@@ -266,6 +264,8 @@ def install_front_end(vllm_config: Any) -> None:
     """
     from vllm.entrypoints.generate.beam_search.online import BeamSearchOnlineMixin
     from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+    from vllm.entrypoints.openai.models.serving import OpenAIModelRegistry
+    from vllm.entrypoints.serve.tokenize.serving import ServingTokenization
     from vllm.renderers.online_renderer import OnlineRenderer
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.detokenizer import IncrementalDetokenizer
@@ -274,6 +274,7 @@ def install_front_end(vllm_config: Any) -> None:
     from vllm.v1.engine.output_processor import OutputProcessor, RequestState
 
     from vllm_sink.engine import door
+    from vllm_sink.engine.admission_config import AdmissionConfig
     from vllm_sink.serving import (
         beams,
         chat,
@@ -282,12 +283,15 @@ def install_front_end(vllm_config: Any) -> None:
         length,
         limits,
         piece,
+        refused,
         tail,
         unread,
     )
     from vllm_sink.serving.access import Access
 
-    Access.from_config(vllm_config.additional_config)  # says what is wrong with it now
+    # They say what is wrong with them now.
+    Access.from_config(vllm_config.additional_config)
+    AdmissionConfig.from_config(vllm_config.additional_config)
     compat.wrap(InputProcessor, "process_inputs", door.checked)
     # The door is outermost: what a tenant's limits refuse, it has refused.
     compat.wrap(AsyncLLM, "add_request", limits.limited)
@@ -301,6 +305,9 @@ def install_front_end(vllm_config: Any) -> None:
     compat.wrap(AsyncLLM, "shutdown", drain.with_drain)
     compat.wrap(RequestState, "make_request_output", tail.with_tail)
     compat.wrap(OutputProcessor, "process_outputs", unread.with_readers_only)
+    compat.wrap(OutputProcessor, "process_outputs", refused.with_refusals)
+    compat.wrap(OpenAIModelRegistry, "show_available_models", length.with_context_named)
+    compat.wrap(ServingTokenization, "create_tokenize", length.with_context_named)
     compat.wrap(IncrementalDetokenizer, "from_new_request", detokenizer.with_decode_streams)
     if compat.weight_version_span() is not None:
         compat.wrap(RequestState, "_weight_version_spans", tail.with_true_spans)

@@ -211,7 +211,7 @@ class Engine:
         )
         default = setup.sinks[0]
         total = min(len(prompt) + max_tokens, setup.max_model_len)
-        self.manager.open_stream(request.request_id, sinks, total)
+        self.manager.open_stream(request.request_id, sinks)
         if sinks != default and self.name_sinks:
             request.block_hashes = SinkBlockHashes(sinks)
             request._block_hasher = sink_block_hasher(
@@ -523,7 +523,6 @@ class Run:
 
     Args:
         seed: names the run.
-        forbid_force: fail as soon as a running stream gets no block; else preempt, as vLLM does.
         manager_class: see :class:`Engine`.
         name_sinks: see :class:`Engine`.
     """
@@ -531,14 +530,12 @@ class Run:
     def __init__(
         self,
         seed: int,
-        forbid_force: bool = False,
         manager_class: type[SinkWindowManager] = SinkWindowManager,
         name_sinks: bool = True,
     ) -> None:
         self.rng = Random(seed)
         self.setup = Setup.draw(self.rng)
         self.engine = Engine(self.setup, self.rng, manager_class, name_sinks)
-        self.forbid_force = forbid_force
         self.threshold = self.rng.choice([1 << 30, self.rng.randint(1, self.setup.budget)])
 
     def __call__(self, ticks: int = 40) -> Counter[str]:
@@ -557,8 +554,6 @@ class Run:
 
     def _check(self) -> None:
         self.engine.check_integrity()
-        if self.forbid_force and self.engine.counts["forced"]:
-            self.engine._fail("forced", "an admitted stream got no block")
 
     def _tick(self) -> None:
         engine, rng = self.engine, self.rng

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
-from random import Random
 from typing import Any
 
 import pytest
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 
-from tests.property.driver import Engine, Run, Setup, Violation, visible
+from tests.property.driver import Run, Violation, visible
 from vllm_sink import policy
 from vllm_sink.cache.manager import SinkWindowManager
 
@@ -61,15 +60,6 @@ def test_rules_hold(shard: int) -> None:
     assert counts["restarted"] >= RUNS // SHARDS // 20
 
 
-@pytest.mark.parametrize("shard", range(SHARDS))
-def test_an_admitted_stream_always_gets_its_blocks(shard: int) -> None:
-    """Admission reserves: in the same runs, none was preempted for want of a block.
-
-    ``Run(seed, forbid_force=True)()`` shows how a run came to it.
-    """
-    assert [seed for seed, counts in shard_counts(shard).items() if counts["forced"]] == []
-
-
 def test_two_keys_are_the_same_exactly_below_the_smaller_sinks_and_the_window() -> None:
     """The shadow's own premise: under S1 and S2 a token sees the same iff t < min(S1, S2) + W."""
     for window in (1, 3, 8):
@@ -79,75 +69,6 @@ def test_two_keys_are_the_same_exactly_below_the_smaller_sinks_and_the_window() 
                     t for t in range(20) if visible(t, one, window) == visible(t, other, window)
                 ]
                 assert same == list(range(min(20, one + window)))
-
-
-# -- admission, by hand -------------------------------------------------------------------------
-
-
-def engine(window: int, depth: int, budget: int, free: int, max_model_len: int = 40) -> Engine:
-    """Blocks of 4 tokens, no sinks, ``free`` blocks."""
-    setup = Setup(4, window, (0,), depth, budget, max_model_len, 1 + free)
-    return Engine(setup, Random(0))
-
-
-def drain(engine: Engine) -> None:
-    """Step until every request has finished."""
-    for _ in range(400):
-        while engine.in_flight:
-            engine.settle()
-        if not engine.live:
-            break
-        engine.schedule(engine.setup.budget, engine.setup.budget)
-    engine.check_empty()
-
-
-def test_a_shared_block_that_will_leave_the_window_is_no_saving() -> None:
-    """B hits blocks that A holds; when both windows have moved on, each needs its own."""
-    eng = engine(window=8, depth=1, budget=4, free=4)
-    eng.add(0, [0] * 9, max_tokens=20)
-    for _ in range(3):
-        eng.schedule(4, 4)
-        eng.settle()
-    eng.add(0, [0] * 8 + [1], max_tokens=20)
-    drain(eng)
-    assert eng.counts["forced"] == 0
-
-
-def test_a_shared_block_that_stays_is_a_saving() -> None:
-    """Four short requests over one prompt, whose blocks no window ever leaves, run together."""
-    eng = engine(window=16, depth=1, budget=16, free=2 + 4)
-    for token in range(4):
-        eng.add(0, [0] * 8 + [token], max_tokens=3)
-        eng.schedule(16, 16)
-        eng.settle()
-    assert eng.counts["admitted"] == 4
-    drain(eng)
-    assert eng.counts["forced"] == 0
-
-
-def test_a_reservation_counts_the_tokens_of_a_half_filled_block() -> None:
-    """A chunk may end inside a block: more than what lies behind that block is left to prefill."""
-    eng = engine(window=3, depth=1, budget=8, free=4)
-    eng.add(0, [0] * 13, max_tokens=1)
-    for _ in range(2):
-        eng.schedule(4, 4)
-        eng.settle()
-    eng.add(0, [1] * 5, max_tokens=1)
-    eng.schedule(8, 1)
-    eng.settle()
-    drain(eng)
-    assert eng.counts["forced"] == 0
-
-
-def test_a_reservation_counts_the_chunk_in_flight() -> None:
-    """With a step in flight its window stays whole, and the next chunk comes on top."""
-    eng = engine(window=3, depth=2, budget=16, free=5)
-    eng.add(0, [0] * 16, max_tokens=1)
-    eng.add(0, [1] * 5, max_tokens=1)
-    eng.schedule(16, 12)
-    eng.schedule(16, 12)
-    drain(eng)
-    assert eng.counts["forced"] == 0
 
 
 # -- managers that are wrong on purpose -----------------------------------------------------------
@@ -240,17 +161,6 @@ class RollsAWindowBlockOut(SinkWindowManager):
         return first, end
 
 
-class RollsAndCountsOn(SinkWindowManager):
-    """A rollover lowers no count: the stream's end recedes, and its last blocks are misjudged."""
-
-    def drop_recycled(self, request_id: str) -> tuple[int, int]:
-        stream = self.stream(request_id)
-        before = stream.total_tokens
-        first, end = super().drop_recycled(request_id)
-        stream.total_tokens = before - 2 * (before - stream.total_tokens)
-        return first, end
-
-
 class LooksUpTooLittle(SinkWindowManager):
     """A hit of which the window's first block is never looked at."""
 
@@ -263,17 +173,10 @@ class LooksUpTooLittle(SinkWindowManager):
         return ([null if i == first else b for i, b in enumerate(blocks)],), length
 
 
-class NeverReserves(SinkWindowManager):
-    """Admission looks at the newcomer alone."""
-
-    def reserved_blocks(self, *args: Any, **kwargs: Any) -> int:
-        return 0
-
-
 class NeverAdmits(SinkWindowManager):
     """Admission asks for more than there is."""
 
-    def reserved_blocks(self, *args: Any, **kwargs: Any) -> int:
+    def blocks_to_start(self, request_id: str, num_tokens: int) -> int:
         return 1 << 20
 
 
@@ -286,9 +189,7 @@ WRONG: dict[type[SinkWindowManager], str] = {
     Leaks: "count",
     Miscounts: "count",
     RollsAWindowBlockOut: "count",
-    RollsAndCountsOn: "forced",
     LooksUpTooLittle: "freed",
-    NeverReserves: "forced",
     NeverAdmits: "progress",
 }
 
@@ -297,7 +198,7 @@ WRONG: dict[type[SinkWindowManager], str] = {
 def test_a_wrong_manager_is_seen(wrong: type[SinkWindowManager]) -> None:
     """Few runs are enough to see each of these, and by the rule that it breaks."""
     with pytest.raises(Violation) as seen:
-        sweep(range(60), manager_class=wrong, forbid_force=WRONG[wrong] == "forced")
+        sweep(range(60), manager_class=wrong)
     assert seen.value.rule == WRONG[wrong]
 
 

@@ -35,30 +35,23 @@ class Stream:
 
     Attributes:
         sink_tokens: ``S`` of the request.
-        total_tokens: the most tokens that it can ever have.
-        prefill_tokens: length of what must be prefilled, known at admission: the prompt, and after
-            a preemption the output as well.
         settled_tokens: computed by steps that are over; a step in flight still reads its window.
         held: blocks that it holds now, shared ones included.
         hit_tokens: a prefix hit spared it their computation, at its last admission.
         admitted: it holds blocks since its last admission.
-        refused: it waits, since the pool could not promise it its blocks.
+        refused: it waits, since the blocks that it needs were not free.
         waiting_tokens: the part of its prompt that its segment has no room for yet.
-        dropped_blocks: blocks that rollovers took out between its sinks and its window.
 
     All counts of tokens are in bookkeeping indices, which a rollover lowers.
     """
 
     sink_tokens: int
-    total_tokens: int
-    prefill_tokens: int = 0
     settled_tokens: int = 0
     held: int = 0
     hit_tokens: int = 0
     admitted: bool = False
     refused: bool = False
     waiting_tokens: int = 0
-    dropped_blocks: int = 0
 
 
 class SinkWindowManager(SingleTypeKVCacheManager):
@@ -73,14 +66,12 @@ class SinkWindowManager(SingleTypeKVCacheManager):
         self.max_in_flight_tokens = self.window_tokens
         self.streams: dict[str, Stream] = {}
         self.counts = CacheCounts()
-        # Blocks that a prefix hit made two streams hold, and their place in both; dropped lazily.
-        self._shared: dict[int, tuple[KVCacheBlock, int]] = {}
 
     # -- streams come and go --------------------------------------------------------------------
 
-    def open_stream(self, request_id: str, sink_tokens: int, total_tokens: int) -> None:
+    def open_stream(self, request_id: str, sink_tokens: int) -> None:
         """Tell the manager of a request before it is first scheduled."""
-        self.streams[request_id] = Stream(sink_tokens, total_tokens)
+        self.streams[request_id] = Stream(sink_tokens)
 
     def close_stream(self, request_id: str) -> None:
         """Forget a finished request."""
@@ -89,56 +80,22 @@ class SinkWindowManager(SingleTypeKVCacheManager):
     def stream(self, request_id: str) -> Stream:
         """The stream of a request; made up with the engine's ``S`` if nobody opened it."""
         if request_id not in self.streams:
-            self.open_stream(request_id, self.kv_cache_spec.sink_tokens, 1 << 62)
+            self.open_stream(request_id, self.kv_cache_spec.sink_tokens)
         return self.streams[request_id]
 
     # -- admission ------------------------------------------------------------------------------
 
-    def blocks_needed(self, stream: Stream, settled_tokens: int) -> int:
-        """The most blocks that the stream can hold from ``settled_tokens`` on."""
-        prefill = stream.prefill_tokens + stream.waiting_tokens
-        in_flight = min(self.max_in_flight_tokens, prefill - settled_tokens)
-        return self.kv_cache_spec.max_blocks(
-            stream.sink_tokens, max(1, in_flight), stream.total_tokens
-        )
-
-    def _lasting(self, stream: Stream, index: int) -> bool:
-        """Whether the stream keeps its block ``index`` until it ends."""
-        last = policy.window_block(stream.total_tokens - 1, self.window_tokens, self.block_size)
-        return index < policy.sink_blocks(stream.sink_tokens, self.block_size) or index >= last
-
-    def _index(self, stream: Stream, true_index: int) -> int:
-        """Where a stream's list has the block at this index of its text; -1 if it rolled out."""
-        pinned = policy.sink_blocks(stream.sink_tokens, self.block_size)
-        i = true_index - stream.dropped_blocks
-        return true_index if true_index < pinned else i if i >= pinned else -1
-
-    def reserved_blocks(self, request_id: str, hit: dict[int, tuple[KVCacheBlock, int]]) -> int:
-        """Blocks that the other live streams do not hold yet and may still ask for.
-
-        Without this, many short requests would be admitted next to a long stream, and the stream
-        would be preempted and recomputed from its first token. A rolling block that two streams
-        hold counts for neither: when one leaves it behind, nothing returns to the pool.
+    def blocks_to_start(self, request_id: str, num_tokens: int) -> int:
+        """The most blocks that it takes to prefill a request, if none of it is cached.
 
         Args:
-            request_id: the stream that wants to come in.
-            hit: live blocks that it would share, by id, with their index.
+            request_id: the request's.
+            num_tokens: of it, the prompt; after a preemption, the output as well.
         """
-        self._shared = {k: v for k, v in self._shared.items() if v[0].ref_cnt > 1}
-        shared = [*self._shared.values(), *(v for k, v in hit.items() if k not in self._shared)]
-        reserved = 0
-        for other, blocks in self.req_to_blocks.items():
-            live = self.streams.get(other)
-            if other == request_id or live is None or not blocks:
-                continue
-            rolling = 0
-            for block, true_index in shared:
-                i = self._index(live, true_index)
-                if 0 <= i < len(blocks) and blocks[i] is block and not self._lasting(live, i):
-                    rolling += 1
-            need = self.blocks_needed(live, live.settled_tokens)
-            reserved += max(0, need - (live.held - rolling))
-        return reserved
+        stream = self.stream(request_id)
+        total = num_tokens + stream.waiting_tokens
+        in_flight = max(1, min(self.max_in_flight_tokens, total))
+        return self.kv_cache_spec.max_blocks(stream.sink_tokens, in_flight, total)
 
     @override
     def get_num_blocks_to_allocate(
@@ -171,19 +128,11 @@ class SinkWindowManager(SingleTypeKVCacheManager):
                 **named,
             )
         stream = self.stream(request_id)
-        stream.prefill_tokens = num_tokens
-        hit = {
-            block.block_id: (block, i)
-            for i, block in enumerate(new_computed_blocks)
-            if not block.is_null and block.ref_cnt > 0
-        }
-        # A block that another stream holds costs nothing, as long as neither leaves it behind; a
-        # free one that was hit leaves the free queue.
-        saved = sum(self._lasting(stream, i) for _, i in hit.values())
-        need = self.blocks_needed(stream, total_computed_tokens) - saved
-        need = max(0, need) + self.reserved_blocks(request_id, hit)
+        # A block that another request holds costs nothing; a free one leaves the free queue.
+        shared = sum(not b.is_null and b.ref_cnt > 0 for b in new_computed_blocks)
+        need = max(0, self.blocks_to_start(request_id, num_tokens) - shared)
         if need > self.block_pool.get_num_free_blocks() and not stream.refused:
-            # vLLM asks again at every step; the request is refused once.
+            # vLLM asks again; the request is refused once.
             stream.refused = True
             self.counts.refused += 1
         return need
@@ -205,9 +154,6 @@ class SinkWindowManager(SingleTypeKVCacheManager):
         blocks = self.req_to_blocks[request_id]
         assert not blocks, "a prefix hit belongs to a request without blocks"
         live = [b for b in new_computed_blocks if not b.is_null]
-        for i, block in enumerate(new_computed_blocks):
-            if not block.is_null and block.ref_cnt > 0:
-                self._shared[block.block_id] = (block, i)
         if self.enable_caching:
             self.block_pool.touch(live)
         blocks.extend(new_computed_blocks)
@@ -282,19 +228,14 @@ class SinkWindowManager(SingleTypeKVCacheManager):
         # Not every engine caches prefixes; where one does, what was recycled had been cached.
         cached = self.num_cached_block.get(request_id, 0)
         self.num_cached_block[request_id] = max(0, cached - (end - first))
-        stream.dropped_blocks += end - first
         tokens = (end - first) * self.block_size
-        stream.total_tokens -= tokens
-        stream.prefill_tokens -= tokens
         stream.settled_tokens -= tokens
         stream.hit_tokens -= tokens
         return first, end
 
     def feed(self, request_id: str, tokens: int) -> None:
         """So many tokens of the prompt that waited are in the stream's bookkeeping now."""
-        stream = self.stream(request_id)
-        stream.waiting_tokens -= tokens
-        stream.prefill_tokens += tokens
+        self.stream(request_id).waiting_tokens -= tokens
 
     def get_num_common_prefix_blocks(self, running_request_id: str) -> int:
         """None: cascade attention would read what no stream here has (asked until vLLM 0.31)."""
@@ -306,7 +247,6 @@ class SinkWindowManager(SingleTypeKVCacheManager):
             stream = self.streams[request_id]
             stream.held = stream.settled_tokens = stream.hit_tokens = 0
             stream.admitted = False
-            stream.dropped_blocks = 0
         return super().pop_blocks_for_free(request_id)
 
     # -- prefix cache ---------------------------------------------------------------------------

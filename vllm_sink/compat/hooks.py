@@ -85,6 +85,16 @@ WRAPS = (
     ),
     Hook(
         "wraps",
+        "vllm.entrypoints.openai.models.serving:OpenAIModelRegistry.show_available_models",
+        "max_model_len is what clients are told of a request's length, and a stream has none",
+    ),
+    Hook(
+        "wraps",
+        "vllm.entrypoints.serve.tokenize.serving:ServingTokenization.create_tokenize",
+        "the same, where a client counts its prompt's tokens",
+    ),
+    Hook(
+        "wraps",
         "vllm.v1.engine.async_llm:AsyncLLM.__init__",
         "to add a stat logger, and since max_model_len is two things, the size of buffers and the "
         "longest request: the front end gets a config of its own, with the second",
@@ -213,6 +223,7 @@ WRAPS = (
 OVERRIDES = (
     ("vllm_sink.engine.rollover:RollingStreams", _SCHEDULER, "scheduler_cls"),
     ("vllm_sink.engine.scheduler:StreamScheduling", _SCHEDULER, "scheduler_cls"),
+    ("vllm_sink.engine.admission:Admission", _SCHEDULER, "scheduler_cls"),
     ("vllm_sink.engine.stats:StreamReporting", _SCHEDULER, "scheduler_cls"),
     (
         "vllm_sink.cache.manager:SinkWindowManager",
@@ -266,8 +277,15 @@ def _reads(owner: str, why: str, *names: str, optional: bool = False) -> tuple[H
 READS = (
     *_reads(
         _SCHEDULER,
-        "streams roll between two steps",
+        "streams roll between two steps, and come before other requests",
         "running",
+        "waiting",
+        "policy",
+        "scheduler_config",
+        "max_num_active_reqs",
+        "num_sampled_tokens_per_step",
+        "_pause_state",
+        "_request_blocks_can_be_freed",
         "requests",
         "kv_cache_manager",
         "max_model_len",
@@ -317,11 +335,33 @@ READS = (
         "a request that could not be added is forgotten",
         "finish_requests",
     ),
+    *_reads(_SCHEDULER, "what is not free yet", "deferred_frees", optional=True),
     *_reads(
         "vllm.v1.request:RequestStatus",
-        "a request that could not be added is forgotten",
+        "a request that could not be added, or waited too long, ends",
         "FINISHED_ABORTED",
+        "FINISHED_ERROR",
+        "PREEMPTED",
     ),
+    *_reads(
+        "vllm.v1.core.sched.interface:PauseState", "while paused nobody waits too long", "UNPAUSED"
+    ),
+    *_reads(
+        "vllm.v1.core.sched.request_queue:SchedulingPolicy",
+        "whether priorities come before turns",
+        "PRIORITY",
+    ),
+    *_reads(
+        _REQUEST,
+        "whose turn it is, and whom to tell",
+        "arrival_time",
+        "priority",
+        "status",
+        "client_index",
+    ),
+    *_reads("vllm.v1.engine:EngineCoreOutputs", "a refusal goes to its client", "outputs"),
+    *_reads("vllm.v1.engine:FinishReason", "a refusal is an error", "ERROR"),
+    *_reads("vllm.v1.engine.core:EngineCoreProc", "a refusal goes to its client", "output_queue"),
     Hook("reads", "vllm.v1.engine.core:EngineCoreProc", "where a patched vLLM names its requests"),
     *_reads(
         "vllm.usage.usage_lib:UsageContext",
@@ -407,6 +447,7 @@ READS = (
         "sent_tokens_offset",
         "stream_interval",
         "queue",
+        "parent_req",
         "external_req_id",
     ),
     *_reads(
@@ -439,8 +480,10 @@ READS = (
     ),
     *_reads(
         "vllm.v1.engine:EngineCoreOutput",
-        "whose client does not read",
+        "whose client does not read, and what was refused",
         "request_id",
+        "finish_reason",
+        "stop_reason",
     ),
     *_reads(
         "vllm.v1.engine:EngineCoreRequest",
@@ -747,8 +790,7 @@ READS = (
     ),
     *_reads(
         "vllm.config.scheduler:SchedulerConfig",
-        "admission asks what a whole stream may need",
-        "scheduler_reserve_full_isl",
+        "how much is scheduled at once, and by whom",
         "async_scheduling",
         "scheduler_cls",
         "max_num_seqs",

@@ -8,6 +8,7 @@ only the door sets. msgspec checks their types where they are decoded.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from vllm.v1.engine import EngineCoreRequest
@@ -18,18 +19,33 @@ from vllm_sink.engine.isolation import ending_one
 from vllm_sink.policy import require_int
 from vllm_sink.request_args import SINK_TOKENS, sink_tokens_of
 
-#: The attribute of vLLM's ``Request`` that holds its tenant.
-_TENANT = "sink_tenant"
+#: The attribute of vLLM's ``Request`` that holds what the server says of it.
+_TOLD = "sink_told"
 
 
-class SinkRequest(EngineCoreRequest, kw_only=True):  # type: ignore[call-arg]
-    """vLLM's request with what the server says of it.
+@dataclass(frozen=True)
+class Told:
+    """What the server says of a request.
 
     Attributes:
         tenant: whose it is; None where nobody looked.
+        stream: it may outgrow what can be computed again: its blocks are promised to it when it
+            comes, and it is never preempted for another's sake.
+        served: somebody waits for it who can be told to come again later, and should not wait for
+            ever; not so where an engine is used from Python.
     """
 
     tenant: str | None = None
+    stream: bool = False
+    served: bool = False
+
+
+class SinkRequest(EngineCoreRequest, kw_only=True):  # type: ignore[call-arg]
+    """vLLM's request with what the server says of it: the fields of :class:`Told`."""
+
+    tenant: str | None = None
+    stream: bool = False
+    served: bool = False
 
 
 def seal(request: EngineCoreRequest) -> SinkRequest:
@@ -40,10 +56,13 @@ def seal(request: EngineCoreRequest) -> SinkRequest:
     return SinkRequest(**{name: getattr(request, name) for name in fields})
 
 
-def tenant_of(request: Request) -> str | None:
-    """The tenant of a request in the scheduler, if the server looked for one."""
-    tenant: str | None = getattr(request, _TENANT, None)
-    return tenant
+_NOTHING = Told()
+
+
+def told_of(request: Request) -> Told:
+    """What the server said of a request in the scheduler."""
+    told: Told = getattr(request, _TOLD, _NOTHING)
+    return told
 
 
 def install_in_core() -> None:
@@ -66,7 +85,8 @@ def carrying(make: Callable[..., Request]) -> Callable[..., Request]:
     def made(cls: type, request: EngineCoreRequest, *args: Any, **kwargs: Any) -> Request:
         result = make(cls, request, *args, **kwargs)
         require_int(SINK_TOKENS, sink_tokens_of(request.sampling_params, 0), 0)
-        setattr(result, _TENANT, getattr(request, "tenant", None))
+        if isinstance(request, SinkRequest):
+            setattr(result, _TOLD, Told(request.tenant, request.stream, request.served))
         return result
 
     return made

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import AsyncGenerator, Callable, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import msgspec
@@ -27,14 +28,24 @@ from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from vllm_sink import policy
 from vllm_sink.caller import CALLER, Caller
+from vllm_sink.engine.admission_config import AdmissionConfig
 from vllm_sink.engine.core_request import SinkRequest, seal
-from vllm_sink.engine.lengths import check_segment, most_sinks, settle_length
+from vllm_sink.engine.lengths import (
+    check_segment,
+    default_max_tokens,
+    is_stream,
+    most_sinks,
+    settle_length,
+)
 from vllm_sink.errors import PolicyError
 from vllm_sink.policy import KVPolicy, policy_of
-from vllm_sink.request_args import SINK_TOKENS, SYSTEM, refuse_unknown
+from vllm_sink.request_args import ENDLESS, SINK_TOKENS, SYSTEM, refuse_unknown
 
 #: The key of a rendered prompt that says how long its system message is; the renderer's own.
 SYSTEM_TOKENS = "sink_system_tokens"
+
+#: Whether this task answers a client of a server's: ``AsyncLLM`` does.
+_SERVED: ContextVar[bool] = ContextVar("vllm_sink_served", default=False)
 
 #: What buffers of the engine core hold: vLLM bounds most numbers by ``max_model_len`` in front,
 #: and a stream has none there.
@@ -53,7 +64,7 @@ def checked(process_inputs: Callable[..., Any]) -> Callable[..., Any]:
         kv_policy = policy_of(self.vllm_config)
         if kv_policy is None:
             return request
-        return check(request, kv_policy, self.vllm_config, _system_tokens(prompt))
+        return check(request, kv_policy, self.vllm_config, _system_tokens(prompt), _SERVED.get())
 
     return process
 
@@ -72,9 +83,13 @@ def entered(add_request: Callable[..., Any]) -> Callable[..., Any]:
         caller = CALLER.get(None)
         try:
             refuse_pieces(prompt)
-            if isinstance(prompt, EngineCoreRequest):  # made by hand, past process_inputs
-                prompt = check(prompt, kv_policy, self.vllm_config, None)
-            added = await add_request(self, request_id, prompt, params, *a, **kw)
+            token = _SERVED.set(True)
+            try:
+                if isinstance(prompt, EngineCoreRequest):  # made by hand, past process_inputs
+                    prompt = check(prompt, kv_policy, self.vllm_config, None, served=True)
+                added = await add_request(self, request_id, prompt, params, *a, **kw)
+            finally:
+                _SERVED.reset(token)
         except Exception as error:
             if caller is not None:
                 caller.refuse(error)
@@ -116,7 +131,11 @@ def refuse_pieces(prompt: object) -> None:
 
 
 def check(
-    request: EngineCoreRequest, kv_policy: KVPolicy, vllm_config: Any, system_tokens: int | None
+    request: EngineCoreRequest,
+    kv_policy: KVPolicy,
+    vllm_config: Any,
+    system_tokens: int | None,
+    served: bool = False,
 ) -> EngineCoreRequest:
     """The request, settled: what it asks for can be honoured, and the engine core can read it.
 
@@ -125,6 +144,7 @@ def check(
         kv_policy: of the engine.
         vllm_config: of the engine's front.
         system_tokens: length of the prompt's leading system message, where it is known.
+        served: its client can be told to come again later.
 
     Raises:
         VLLMValidationError: HTTP 400, naming the field, the value and what is allowed.
@@ -138,10 +158,21 @@ def check(
         prompt_tokens = length_from_prompt_token_ids_or_embeds(
             request.prompt_token_ids, request.prompt_embeds
         )
-        total = settle_length(params, prompt_tokens, vllm_config.model_config.max_model_len)
-        check_segment(request, kv_policy, prompt_tokens, total, vllm_config.cache_config.block_size)
+        block_size = vllm_config.cache_config.block_size
+        longest = vllm_config.model_config.max_model_len
+        endless = _settle_endless(params, caller)
+        default = None
+        if not endless and not _names_length(params, caller, longest - prompt_tokens):
+            configured = AdmissionConfig.from_config(vllm_config.additional_config)
+            default = default_max_tokens(
+                configured.default_max_tokens, kv_policy.native, prompt_tokens
+            )
+        total = settle_length(params, prompt_tokens, longest, default)
+        check_segment(request, kv_policy, prompt_tokens, total, block_size)
         _settle_sinks(request, params, caller, kv_policy, vllm_config, system_tokens)
         sealed = seal(request)
+        sealed.stream = is_stream(endless, params, total, kv_policy, block_size)
+        sealed.served = served
         _require_readable(sealed)
     except PolicyError as error:
         raise VLLMValidationError(str(error), parameter=error.field) from None
@@ -176,6 +207,40 @@ def _bound_numbers(params: SamplingParams, vocab_size: int) -> None:
         for name, value in vars(repetition).items():
             if isinstance(value, int) and value > INT32_MAX:
                 raise PolicyError(f"repetition_detection.{name}", value, f"0 to {INT32_MAX}")
+
+
+def _settle_endless(params: SamplingParams, caller: Caller | None) -> bool:
+    """Whether the request asks for an endless answer; nothing of that stays in its parameters.
+
+    Raises:
+        PolicyError: it is neither true nor false.
+    """
+    extra = params.extra_args or {}
+    written: Mapping[str, Any] = {} if caller is None else caller.options
+    value = written.get(ENDLESS, extra.get(ENDLESS, False))
+    if value not in (True, False) or isinstance(value, float):  # vLLM's routes make true 1
+        raise PolicyError(ENDLESS, value, "true or false")
+    if ENDLESS in extra:
+        params.extra_args = {k: v for k, v in extra.items() if k != ENDLESS} or None
+    return bool(value)
+
+
+def _names_length(params: SamplingParams, caller: Caller | None, most: int) -> bool:
+    """Whether anybody said how long the answer may be.
+
+    vLLM's routes fill in what is left of ``max_model_len``, or the model's own default where its
+    ``generation_config`` has one.
+
+    Args:
+        params: as vLLM made them.
+        caller: who wrote the request.
+        most: what vLLM fills in.
+    """
+    if params.max_tokens is None:
+        return False
+    if caller is not None and caller.names_length:
+        return True
+    return params.max_tokens != most
 
 
 def _settle_sinks(

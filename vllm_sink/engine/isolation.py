@@ -13,7 +13,9 @@ from collections.abc import Callable
 from typing import Any
 
 from vllm.logger import init_logger
+from vllm.v1.engine import EngineCoreOutputs
 
+from vllm_sink.engine.refusals import RefusedError
 from vllm_sink.policy import policy_of
 
 logger = init_logger("vllm.sink")
@@ -25,6 +27,12 @@ def ending_one(add_request: Callable[..., None]) -> Callable[..., None]:
     def add(self: Any, request: Any, *args: Any, **kwargs: Any) -> None:
         try:
             add_request(self, request, *args, **kwargs)
+        except RefusedError as refused:
+            # Only what somebody waits for is refused (Told.served), so there is a queue.
+            self.scheduler.give_up(request.request_id)
+            output = refused.refusal.output(request.request_id)
+            ended = EngineCoreOutputs(finished_requests={request.request_id}, outputs=[output])
+            self.output_queue.put_nowait((request.client_index, ended))
         except Exception:
             tell = getattr(self, "_send_error_outputs_to_client", None)
             if tell is None or policy_of(self.vllm_config) is None:

@@ -9,20 +9,59 @@ from vllm_sink.errors import PolicyError
 from vllm_sink.policy import KVPolicy
 
 
-def settle_length(params: Any, prompt_tokens: int, longest: int) -> int:
+def settle_length(params: Any, prompt_tokens: int, longest: int, default: int | None) -> int:
     """The most tokens that the request can have; its ``max_tokens`` is cut to what is left.
 
     Args:
         params: vLLM's sampling parameters, this request's own.
         prompt_tokens: length of the prompt.
         longest: of any stream of the engine; past what stands for "until stopped", that.
+        default: ``max_tokens`` of one that names no length, None where this one does.
     """
     longest = min(longest, segments.ENDLESS_TOKENS)
     most = longest - prompt_tokens
-    params.max_tokens = most if params.max_tokens is None else min(params.max_tokens, most)
+    wanted = params.max_tokens
+    if default is not None:
+        wanted = default if wanted is None else min(wanted, default)
+    params.max_tokens = most if wanted is None else min(wanted, most)
     # vLLM's V2 runner adds it to the prompt's length in 32 bits.
     params.min_tokens = min(params.min_tokens, params.max_tokens)
     return int(prompt_tokens + params.max_tokens)
+
+
+def default_max_tokens(configured: int | None, native_context: int, prompt_tokens: int) -> int:
+    """The answer's length where a request names none.
+
+    As in vLLM it ends where the model's context does. A prompt that vLLM would refuse, since it
+    fills the context by itself, gets an answer of the context's length.
+
+    Args:
+        configured: ``--sink-default-max-tokens``.
+        native_context: positions that the model has learned.
+        prompt_tokens: length of the prompt.
+    """
+    if configured is not None:
+        return configured
+    left = native_context - prompt_tokens
+    return left if left > 0 else native_context
+
+
+def is_stream(
+    endless: bool, params: Any, total_tokens: int, kv_policy: KVPolicy, block_size: int
+) -> bool:
+    """Whether a request may outgrow what can be computed again.
+
+    Args:
+        endless: it says so.
+        params: its sampling parameters, settled.
+        total_tokens: the most tokens that it can have.
+        kv_policy: of the engine.
+        block_size: tokens in a block.
+    """
+    if endless or params.max_tokens > kv_policy.native:
+        return True
+    # A long prompt's early tokens leave its bookkeeping.
+    return total_tokens > segments.full_at(kv_policy.segment, block_size)
 
 
 def check_segment(

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from typing_extensions import override
-from vllm.logger import init_logger
 from vllm.utils.hashing import get_hash_fn_by_name
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
@@ -16,6 +15,7 @@ from vllm.v1.request import RequestStatus
 
 from vllm_sink.cache.hashing import SinkBlockHashes, sink_block_hasher
 from vllm_sink.cache.manager import SinkWindowManager
+from vllm_sink.engine.admission import Admission
 from vllm_sink.engine.core_request import install_in_core
 from vllm_sink.engine.rollover import RollingStreams
 from vllm_sink.engine.stats import StreamReporting
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     _Base: TypeAlias = Scheduler
 else:
     _Base = object
-
-logger = init_logger("vllm.sink")
 
 # vLLM imports this module with its scheduler, before it reads the first request.
 install_in_core()
@@ -51,24 +49,6 @@ class StreamScheduling(_Base):
         assert isinstance(manager, SinkWindowManager)
         self.manager = manager
         manager.max_in_flight_tokens = self.vllm_config.max_in_flight_tokens
-        free = self.kv_cache_manager.block_pool.get_num_free_blocks()
-        decoding = manager.kv_cache_spec.max_blocks(
-            self.kv_policy.sink_tokens, 1, self.max_model_len
-        )
-        self.streams_that_fit = free // decoding
-        logger.info(
-            "KV policy %s: %d sink tokens, a window of %d tokens (native context %d); at most %d "
-            "blocks of %d tokens a stream, %d streams fit in %d blocks; attention provider: %s",
-            self.kv_policy.name,
-            self.kv_policy.sink_tokens,
-            self.kv_policy.window,
-            self.kv_policy.native,
-            decoding,
-            self.block_size,
-            self.streams_that_fit,
-            free,
-            self.kv_policy.provider,
-        )
 
     @override
     def add_request(self, request: Request) -> None:
@@ -76,12 +56,16 @@ class StreamScheduling(_Base):
             self._open(request)
         super().add_request(request)
 
+    def bounds(self, request: Request) -> tuple[int, int]:
+        """``S`` of a request, and the most tokens that it can have."""
+        sinks = sink_tokens_of(request.sampling_params, self.kv_policy.sink_tokens)
+        limit = self.kv_policy.stream_tokens or ENDLESS_TOKENS
+        return sinks, min(request.num_prompt_tokens + request.max_tokens, limit)
+
     def _open(self, request: Request) -> None:
         default = self.kv_policy.sink_tokens
-        sinks = sink_tokens_of(request.sampling_params, default)
-        limit = self.kv_policy.stream_tokens or ENDLESS_TOKENS
-        total = min(request.num_prompt_tokens + request.max_tokens, limit)
-        self.manager.open_stream(request.request_id, sinks, total)
+        sinks, _ = self.bounds(request)
+        self.manager.open_stream(request.request_id, sinks)
         if sinks != default and request._block_hasher is not None:
             shared = min(sinks, default) + self.kv_policy.window
             request.block_hashes = SinkBlockHashes(sinks)
@@ -104,9 +88,11 @@ class StreamScheduling(_Base):
         self.manager.close_stream(request_id)
 
 
-class SinkScheduler(StreamReporting, StreamScheduling, RollingStreams, Scheduler):
+class SinkScheduler(StreamReporting, Admission, StreamScheduling, RollingStreams, Scheduler):
     """Synchronous scheduling (vLLM: ``v1/core/sched/scheduler.py``)."""
 
 
-class SinkAsyncScheduler(StreamReporting, StreamScheduling, RollingStreams, AsyncScheduler):
+class SinkAsyncScheduler(
+    StreamReporting, Admission, StreamScheduling, RollingStreams, AsyncScheduler
+):
     """Scheduling one step ahead (vLLM: ``v1/core/sched/async_scheduler.py``)."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from typing_extensions import override
 
 from vllm_sink import compat
-from vllm_sink.engine.core_request import tenant_of
+from vllm_sink.engine.core_request import told_of
 from vllm_sink.metrics.collector import StreamCollector
 from vllm_sink.metrics.config import MetricsConfig
 from vllm_sink.metrics.stats import StreamStats
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from vllm.v1.metrics.stats import SchedulerStats
     from vllm.v1.request import Request
 
-    from vllm_sink.engine.scheduler import StreamScheduling
+    from vllm_sink.engine.admission import Admission
 
-    class _Base(StreamScheduling):
+    class _Base(Admission):
         pass
 else:
     _Base: TypeAlias = object
@@ -31,7 +31,7 @@ compat.add_scheduler_stats(StreamStats)
 
 
 class StreamReporting(_Base):
-    """Stands before ``StreamScheduling``: sees what it does.
+    """Stands before ``Admission``: sees what it does.
 
     Attributes:
         statistics: None under ``--disable-log-stats``.
@@ -47,6 +47,7 @@ class StreamReporting(_Base):
         self.statistics = StreamCollector(
             self.manager,
             self.kv_policy.native,
+            self.promises,
             self.streams_that_fit,
             Tenants(config.max_tenants) if config.on else None,
         )
@@ -54,7 +55,7 @@ class StreamReporting(_Base):
     @override
     def add_request(self, request: Request) -> None:
         if self.statistics is not None and request.request_id not in self.requests:
-            self.statistics.opened(request.request_id, tenant_of(request))
+            self.statistics.opened(request.request_id, told_of(request).tenant)
         super().add_request(request)
 
     @override

@@ -20,6 +20,7 @@ from vllm_sink.metrics.tenants import Tenants
 
 if TYPE_CHECKING:
     from vllm_sink.cache.manager import SinkWindowManager, Stream
+    from vllm_sink.engine.promises import Promises
 
 #: Seconds between two messages of a busy engine.
 INTERVAL = 1.0
@@ -55,7 +56,8 @@ class StreamCollector:
     Args:
         manager: of the blocks.
         native_context: positions that the model has learned.
-        streams_that_fit: streams with the engine's own ``S`` that the pool holds.
+        promises: to streams.
+        streams_that_fit: streams with the engine's own ``S`` that there can be.
         tenants: chooses labels, None while they are off.
     """
 
@@ -63,11 +65,13 @@ class StreamCollector:
         self,
         manager: SinkWindowManager,
         native_context: int,
+        promises: Promises,
         streams_that_fit: int,
         tenants: Tenants | None = None,
     ) -> None:
         self._manager = manager
         self._native = native_context
+        self._promises = promises
         self._tenants = tenants
         self._pool_blocks = manager.block_pool.num_gpu_blocks - 1  # without the null block
         self._known: dict[str, _Known] = {}
@@ -166,7 +170,7 @@ class StreamCollector:
         manager = self._manager
         window, size = manager.window_tokens, manager.block_size
         pinned: set[int] = set()
-        in_windows = 0
+        in_windows = held_of_promised = 0
         for request_id, stream in manager.streams.items():
             known = self._known.get(request_id)
             if known is None or not stream.admitted:
@@ -179,13 +183,15 @@ class StreamCollector:
             blocks = manager.req_to_blocks.get(request_id, ())
             first = policy.sink_blocks(stream.sink_tokens, size)
             pinned.update(block.block_id for block in blocks[:first])
-            need = manager.blocks_needed(stream, stream.settled_tokens)
-            stats.reserved_blocks += max(0, need - stream.held)
+            if request_id in self._promises.held:
+                held_of_promised += stream.held
             if known.tenant is not None:
                 tenant = stats.tenants[known.tenant]
                 tenant.streams += 1
                 tenant.blocks += stream.held
         stats.sink_blocks = len(pinned)
+        stats.promised_streams = len(self._promises.held)
+        stats.reserved_blocks = max(0, self._promises.blocks - held_of_promised)
         if stats.streams:
             stats.window_occupancy = in_windows / (window * stats.streams)
 

@@ -114,6 +114,7 @@ class SinkStatLogger(AggregateStatLoggerBase):
             "streams": stats.streams,
             "streams_past_context": stats.past_context,
             "streams_that_fit": stats.streams_that_fit,
+            "promised_streams": stats.promised_streams,
             "reserved_blocks": stats.reserved_blocks,
             "window_occupancy_ratio": stats.window_occupancy,
             "engine_resident_bytes": stats.resident_bytes,
@@ -168,7 +169,7 @@ class SinkStatLogger(AggregateStatLoggerBase):
         """
         pool = (self._cache.num_gpu_blocks or 0) // len(self._labels) - 1
         for labels in self._labels.values():
-            for name in ("streams", "streams_past_context", "reserved_blocks"):
+            for name in ("streams", "streams_past_context", "promised_streams", "reserved_blocks"):
                 self._metrics[name].labels(*labels).set(0)
             for kind, value in (("sink", 0), ("window", 0), ("free", pool)):
                 self._metrics["blocks"].labels(*labels, kind).set(value)

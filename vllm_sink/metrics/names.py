@@ -67,7 +67,8 @@ METRICS: dict[str, Metric] = {
         Metric("gauge", "info", "The KV policy and what computes it; always 1.", INFO_LABELS),
         Metric("gauge", "streams", "Live streams: requests that hold KV blocks."),
         Metric("gauge", "streams_past_context", "Live streams longer than the native context."),
-        Metric("gauge", "streams_that_fit", "Streams with the engine's own S that the pool holds."),
+        Metric("gauge", "promised_streams", "Endless requests, which are promised their blocks."),
+        Metric("gauge", "streams_that_fit", "Endless requests with the engine's own S that fit."),
         Metric("gauge", "native_context_tokens", "Positions that the model has learned."),
         Metric(
             "gauge",
@@ -75,7 +76,7 @@ METRICS: dict[str, Metric] = {
             "KV blocks by what they are held as: sink (pinned), window, or free. Sums to the pool.",
             ("kind",),
         ),
-        Metric("gauge", "reserved_blocks", "KV blocks promised to live streams, not held yet."),
+        Metric("gauge", "reserved_blocks", "KV blocks promised to streams, not held yet."),
         Metric("gauge", "window_occupancy_ratio", "Tokens in windows over W times live streams."),
         Metric(
             "gauge", "engine_resident_bytes", "Host memory of the engine core's process, resident."
@@ -84,7 +85,7 @@ METRICS: dict[str, Metric] = {
         Metric(
             "counter",
             "admissions_refused",
-            "Requests that began to wait since the pool could not promise them their blocks.",
+            "Requests that began to wait since the blocks they need were not free.",
         ),
         Metric("counter", "preemptions", "Streams that lost their blocks and are computed again."),
         Metric("counter", "blocks_recycled", "KV blocks that left the middle of a live stream."),

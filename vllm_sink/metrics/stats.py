@@ -33,7 +33,8 @@ class StreamStats:
         sink_blocks: distinct blocks that some stream pins.
         window_blocks: all other blocks in use.
         free_blocks: blocks in the pool's free queue, cached ones included.
-        reserved_blocks: blocks that live streams do not hold yet and were promised.
+        promised_streams: requests whose blocks are promised to them.
+        reserved_blocks: blocks that these do not hold yet.
         window_occupancy: tokens in windows, over W times the live streams; 0 to 1.
         resident_bytes: host memory of the engine core's process; 0 where unknown.
         admitted: admissions.
@@ -54,6 +55,7 @@ class StreamStats:
     sink_blocks: int = 0
     window_blocks: int = 0
     free_blocks: int = 0
+    promised_streams: int = 0
     reserved_blocks: int = 0
     window_occupancy: float = 0.0
     resident_bytes: int = 0

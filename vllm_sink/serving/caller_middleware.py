@@ -2,7 +2,8 @@
 
 A streamed answer begins before its request reaches the engine: its status is 200 by then, and a
 refusal would be an event in its body. The beginning of an event stream is held until the door has
-decided, some milliseconds; what it refuses is answered with its own status.
+decided and there is an event to send; what is refused until then, also by the engine core, or
+because it waited too long, is answered with its own status.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class CallerMiddleware:
 
 
 class _HeldResponse:
-    """A response whose event stream begins when the door has decided.
+    """A response whose event stream begins when the door has decided, and with its first event.
 
     ::
 
@@ -80,7 +81,19 @@ class _HeldResponse:
                 if self._caller.decided or not message.get("more_body", False):
                     await self._let_go()
                 return
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": self._with_retry_after(message)}
             await self._send(message)
+
+    def _with_retry_after(self, start: _Message) -> list[tuple[bytes, bytes]]:
+        """Headers; of a response that says "not now", with when."""
+        headers = list(start["headers"])
+        if start["status"] in (429, 503) and not any(
+            n.lower() == b"retry-after" for n, _ in headers
+        ):
+            seconds = getattr(self._caller.refusal, "retry_after", 1)
+            headers.append((b"retry-after", str(seconds).encode()))
+        return headers
 
     def _is_stream(self, start: _Message) -> bool:
         return (
@@ -98,7 +111,9 @@ class _HeldResponse:
 
     async def _release_now(self) -> None:
         async with self._lock:
-            if self._holding:
+            # Let in, it may still wait in vain for its blocks: until there is something to tell,
+            # it can have another status.
+            if self._holding and (self._caller.refusal is not None or len(self._held) > 1):
                 await self._let_go()
 
     async def _let_go(self) -> None:
@@ -125,10 +140,9 @@ class _HeldResponse:
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
         ]
-        if status in (429, 503):
-            headers.append((b"retry-after", b"1"))
+        start = {"type": "http.response.start", "status": status, "headers": headers}
         return [
-            {"type": "http.response.start", "status": status, "headers": headers},
+            {**start, "headers": self._with_retry_after(start)},
             {"type": "http.response.body", "body": body, "more_body": False},
         ]
 

@@ -20,6 +20,9 @@ from vllm_sink.policy import KVPolicy, policy_of
 #: engine is told in its place is settled with the request's other parameters.
 UNLIMITED = (1 << 53) - 1
 
+#: The attribute of the front end's ``ModelConfig`` that says what clients are told instead.
+_ADVERTISED = "sink_context"
+
 
 def longest(kv_policy: KVPolicy) -> int:
     """The most tokens of a request, prompt and output together."""
@@ -37,9 +40,30 @@ def with_stream_length(init: Callable[..., None]) -> Callable[..., None]:
         config = copy.copy(self.vllm_config)
         config.model_config = copy.copy(config.model_config)
         config.model_config.max_model_len = longest(kv_policy)
+        context = min(kv_policy.native, longest(kv_policy))
+        setattr(config.model_config, _ADVERTISED, context)
         self.vllm_config, self.model_config = config, config.model_config
         for part in (self.input_processor, self.renderer, self.input_processor.renderer):
             part.model_config = config.model_config
         self.input_processor.vllm_config = config
 
     return initialise
+
+
+def with_context_named(respond: Callable[..., Any]) -> Callable[..., Any]:
+    """A response with ``max_model_len``, where a client finds how long a request may be.
+
+    Clients count what is left of it, or cut their history to it: they are told where a request ends
+    that does not ask for more.
+    """
+
+    async def named(self: Any, *args: Any, **kwargs: Any) -> Any:
+        response = await respond(self, *args, **kwargs)
+        length = getattr(self.model_config, _ADVERTISED, None)
+        if length is not None:
+            for part in [response, *getattr(response, "data", ())]:
+                if getattr(part, "max_model_len", None) is not None:
+                    part.max_model_len = length
+        return response
+
+    return named

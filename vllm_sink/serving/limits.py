@@ -25,6 +25,7 @@ from vllm_sink.metrics.tenants import MAX_LENGTH, NONE
 from vllm_sink.policy import policy_of
 from vllm_sink.request_args import SINK_TOKENS
 from vllm_sink.serving.access import FLAGS, Access
+from vllm_sink.serving.refused import remember_caller
 
 #: Admissions after which tenants that have nothing left are forgotten.
 SWEEP = 256
@@ -207,6 +208,9 @@ def beginning(add_request: Callable[..., None]) -> Callable[..., None]:
         if admission is not None and isinstance(request, SinkRequest):
             request.tenant = admission.tenant
         add_request(self, request, *args, **kwargs)
+        state = self.request_states.get(request.request_id)
+        if state is not None:
+            remember_caller(state.queue)
         if admission is not None:
             admission.begins(request.request_id, self.request_states)
 

@@ -1,0 +1,297 @@
+"""Who is scheduled, and when: streams are promised their blocks, the others take what is free.
+
+*Streams* (``Told.stream``) are let in while their promises fit into their share of the pool; the
+next one is refused. What they were promised and do not hold yet is not kept empty: others use it,
+and give it back by vLLM's own preemption, which takes the last of ``running``, where streams come
+first. So a stream always gets its blocks, and is never preempted for another's sake.
+
+*The others* are admitted and preempted as in vLLM. Those that fit pass those that do not
+(``waiting.py``); whoever was passed for long may preempt those that passed. Nobody waits longer
+than ``--sink-queue-timeout``.
+"""
+
+from __future__ import annotations
+
+import time
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from typing_extensions import override
+from vllm.logger import init_logger
+from vllm.v1.core.sched.interface import PauseState
+from vllm.v1.core.sched.request_queue import SchedulingPolicy
+from vllm.v1.engine import EngineCoreOutputs
+from vllm.v1.request import RequestStatus
+
+from vllm_sink.engine.admission_config import FLAGS, AdmissionConfig
+from vllm_sink.engine.core_request import told_of
+from vllm_sink.engine.promises import Promise, Promises
+from vllm_sink.engine.refusals import Refusal, RefusedError
+from vllm_sink.engine.waiting import WaitingRequests
+from vllm_sink.policy import cdiv
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.request import Request
+
+    from vllm_sink.engine.scheduler import StreamScheduling
+
+    class _Base(StreamScheduling):
+        pass
+else:
+    _Base: TypeAlias = object
+
+logger = init_logger("vllm.sink")
+
+#: Seconds after which a request that others pass may preempt them, and between two who do.
+PATIENCE = 10.0
+BETWEEN = 1.0
+
+#: Of those who lost patience, how many are looked at: the oldest may never fit beside the streams.
+LOOKED_AT = 8
+
+#: The priority of streams, whatever they ask for: before all that a client can ask for.
+FIRST = -(1 << 32)
+
+#: Seconds after which a refused client may come again: a stream's place, a place in the queue.
+AFTER_STREAMS, AFTER_WAITING = 10, 5
+
+
+class Admission(_Base):
+    """Stands before ``StreamScheduling``, and decides what it schedules.
+
+    Attributes:
+        promises: to streams.
+        waiting: vLLM's attribute.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.admission = AdmissionConfig.from_config(self.vllm_config.additional_config)
+        pool = self.kv_cache_manager.block_pool
+        share = self.admission.stream_share
+        self.promises = Promises(
+            pool_blocks=pool.get_num_free_blocks(),
+            share=share,
+            max_streams=self.admission.max_streams
+            or max(1, int(share * self.scheduler_config.max_num_seqs)),
+            in_flight_tokens=self.vllm_config.max_in_flight_tokens,
+            block_size=self.block_size,
+        )
+        one = self._promise(self.kv_policy.sink_tokens, 1, 1 << 62)
+        self.streams_that_fit = self.promises.streams_that_fit(one)
+        self.waiting: WaitingRequests = WaitingRequests(
+            self.policy, self._blocks_to_start, pool.get_num_free_blocks, self._may_start
+        )
+        self._room_since = 0.0
+        self._refused: list[tuple[Request, Refusal]] = []
+        logger.info(
+            "KV policy %s: %d sink tokens, a window of %d tokens (native context %d); at most %d "
+            "blocks of %d tokens a stream, %d streams fit in %d of %d blocks (%s %g); attention "
+            "provider: %s",
+            self.kv_policy.name,
+            self.kv_policy.sink_tokens,
+            self.kv_policy.window,
+            self.kv_policy.native,
+            one.blocks,
+            self.block_size,
+            self.streams_that_fit,
+            self.promises.most_blocks,
+            self.promises.pool_blocks,
+            FLAGS["stream_share"],
+            share,
+            self.kv_policy.provider,
+        )
+
+    def _promise(self, sinks: int, prompt_tokens: int, total_tokens: int) -> Promise:
+        """What a stream may need.
+
+        Args:
+            sinks: its ``S``.
+            prompt_tokens: length of its prompt.
+            total_tokens: the most tokens that it can have.
+        """
+        spec = self.manager.kv_cache_spec
+        steps = cdiv(self.vllm_config.max_in_flight_tokens, self.max_num_scheduled_tokens)
+        return Promise(
+            spec.max_blocks(sinks, steps * max(1, self.num_sampled_tokens_per_step), total_tokens),
+            max(0, prompt_tokens - self.kv_policy.window),
+        )
+
+    # -- a request comes --------------------------------------------------------------------------
+
+    @override
+    def add_request(self, request: Request) -> None:
+        told = told_of(request)
+        if told.stream and request.request_id not in self.requests:
+            promise = self._promise_to(request)
+            if self.promises.fits(promise):
+                self.promises.give(request.request_id, promise)
+            elif told.served:
+                raise RefusedError(self._full(promise))
+            if self.policy == SchedulingPolicy.PRIORITY:
+                request.priority = FIRST  # vLLM preempts the last by priority and arrival
+        super().add_request(request)
+
+    def _promise_to(self, request: Request) -> Promise:
+        sinks, total = self.bounds(request)
+        known = self.manager.streams.get(request.request_id)
+        held_back = known.waiting_tokens if known is not None else 0
+        return self._promise(sinks, request.num_prompt_tokens + held_back, total)
+
+    def _full(self, promise: Promise) -> Refusal:
+        promises = self.promises
+        return Refusal(
+            HTTPStatus.TOO_MANY_REQUESTS,
+            AFTER_STREAMS,
+            f"{len(promises.held)} of at most {promises.max_streams} streams are live "
+            f"({FLAGS['max_streams']}) and have {promises.blocks} KV blocks; this one needs "
+            f"{promise.blocks}, and {max(0, promises.most_blocks - promises.blocks)} of the "
+            f"{promises.most_blocks} for streams are free ({FLAGS['stream_share']} "
+            f"{promises.share:g} of {promises.pool_blocks}). Try again when a stream has ended; "
+            "a request that is no stream (max_tokens within the model's context) needs no place",
+        )
+
+    # -- a step -----------------------------------------------------------------------------------
+
+    @override
+    def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
+        self.waiting.begin_step()
+        if len(self.waiting) and self._pause_state == PauseState.UNPAUSED:
+            now = time.monotonic()
+            self._give_up_waiting(now)
+            self._make_room_for_stream(now)
+            self._make_room_for_oldest(now)
+        output = super().schedule(*args, **kwargs)
+        self.waiting.end_step()
+        if any(told_of(self.requests[r.req_id]).stream for r in output.scheduled_new_reqs):
+            # vLLM preempts the last one.
+            self.running.sort(key=lambda request: not told_of(request).stream)
+        return output
+
+    def _may_start(self, request: Request) -> bool:
+        """Whether a stream's blocks are promised to it; from Python, streams wait for that."""
+        if request.request_id not in self.promises.held:
+            promise = self._promise_to(request)
+            if not self.promises.fits(promise):
+                return False
+            self.promises.give(request.request_id, promise)
+        return True
+
+    def _blocks_to_start(self, request: Request) -> int:
+        return self.manager.blocks_to_start(request.request_id, request.num_tokens)
+
+    def _give_up_waiting(self, now: float) -> None:
+        """Tell those who have waited too long."""
+        timeout = self.admission.queue_timeout
+        late = [r for r in self.waiting.expired(now - timeout) if told_of(r).served]
+        if not late:
+            return
+        self.finish_requests([r.request_id for r in late], RequestStatus.FINISHED_ERROR)
+        free = self.kv_cache_manager.block_pool.get_num_free_blocks()
+        for request in late:
+            message = (
+                f"the request waited {timeout:g} seconds for KV blocks ({FLAGS['queue_timeout']}): "
+                f"{free} of {self.promises.pool_blocks} are free, {len(self.waiting)} requests "
+                f"wait and {len(self.running)} run. Try again later or on another server"
+            )
+            refusal = Refusal(HTTPStatus.SERVICE_UNAVAILABLE, AFTER_WAITING, message)
+            self._refused.append((request, refusal))
+
+    def _make_room_for_stream(self, now: float) -> None:
+        """What was promised to the next stream is given back by those who use it."""
+        stream = self.waiting.first_stream()
+        if stream is None or len(self.running) >= self.max_num_active_reqs:
+            return
+        free = self.kv_cache_manager.block_pool.get_num_free_blocks
+        while free() < self.waiting.blocks_of(stream):
+            victim = self._last_running()
+            if victim is None or not self._preempt(victim, now):
+                return
+
+    def _make_room_for_oldest(self, now: float) -> None:
+        """One who was passed for long preempts younger ones, if that is enough."""
+        if now < self._room_since + BETWEEN:
+            return
+        for request in self.waiting.oldest(now - PATIENCE, LOOKED_AT):
+            self._room_since = now
+            free = self.kv_cache_manager.block_pool.get_num_free_blocks()
+            missing = self.waiting.blocks_of(request) - free
+            younger = [
+                other
+                for other in self.running
+                if not told_of(other).stream and other.arrival_time > request.arrival_time
+            ]
+            younger.sort(key=lambda other: other.arrival_time)
+            if missing <= 0 or sum(map(self._own_blocks, younger)) < missing:
+                continue
+            while missing > 0 and younger:
+                victim = younger.pop()
+                missing -= self._own_blocks(victim)
+                if not self._preempt(victim, now):
+                    return
+            self.waiting.promote(request)
+            return
+
+    def _last_running(self) -> Request | None:
+        """Whom vLLM would preempt."""
+        others = [r for r in self.running if not told_of(r).stream]
+        if self.policy == SchedulingPolicy.PRIORITY:
+            return max(others, key=lambda r: (r.priority, r.arrival_time), default=None)
+        return others[-1] if others else None
+
+    def _own_blocks(self, request: Request) -> int:
+        """Blocks that return to the pool if a request is preempted."""
+        blocks = self.manager.req_to_blocks.get(request.request_id, ())
+        return sum(not block.is_null and block.ref_cnt == 1 for block in blocks)
+
+    def _preempt(self, request: Request, now: float) -> bool:
+        if not self._request_blocks_can_be_freed(request):
+            return False
+        self.running.remove(request)
+        self._preempt_request(request, now)
+        return True
+
+    @override
+    def update_from_output(self, *args: Any, **kwargs: Any) -> dict[int, EngineCoreOutputs]:
+        outputs: dict[int, EngineCoreOutputs] = super().update_from_output(*args, **kwargs)
+        refused, self._refused = self._refused, []
+        for request, refusal in refused:
+            client = outputs.setdefault(request.client_index, EngineCoreOutputs())
+            client.outputs.append(refusal.output(request.request_id))
+        return outputs
+
+    # -- a request goes ---------------------------------------------------------------------------
+
+    @override
+    def _free_blocks(self, request: Request) -> None:
+        super()._free_blocks(request)
+        self.promises.take_back(request.request_id)
+        if not self.requests:
+            self.check_idle()
+
+    def give_up(self, request_id: str) -> None:
+        super().give_up(request_id)
+        self.promises.take_back(request_id)
+
+    def check_idle(self) -> None:
+        """With no request left, nothing is promised and nothing is held; else say so and mend it.
+
+        What a step in flight may still write is not free yet, where vLLM defers that.
+        """
+        promises, pool = self.promises, self.kv_cache_manager.block_pool
+        kept = (promises.blocks, promises.prompt_excess)
+        deferred = sum(len(blocks) for _, blocks in getattr(self, "deferred_frees", ()))
+        lost = promises.pool_blocks - pool.get_num_free_blocks() - deferred
+        if not promises.held and kept == promises.summed() and not lost:
+            return
+        logger.error(
+            "No request is left, and %d streams have promises of %d blocks (summed %d), %d blocks "
+            "are not free. This is a fault of vllm-sink; please report it",
+            len(promises.held),
+            promises.blocks,
+            promises.summed()[0],
+            lost,
+        )
+        promises.held.clear()
+        promises.blocks = promises.prompt_excess = 0

@@ -1,0 +1,93 @@
+"""How many streams there may be and how long a request waits: ``additional_config`` and flags."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vllm_sink.errors import PolicyError
+from vllm_sink.policy import require_int
+
+#: The key of ``additional_config``.
+CONFIG_KEY = "sink_admission"
+
+#: Fields and the flags that set them.
+FLAGS = {
+    "default_max_tokens": "--sink-default-max-tokens",
+    "max_streams": "--sink-max-streams",
+    "stream_share": "--sink-stream-share",
+    "queue_timeout": "--sink-queue-timeout",
+}
+
+#: Of the pool, what streams may have; the rest is the others' alone.
+DEFAULT_STREAM_SHARE = 0.8
+
+#: Seconds: longer than most clients and gateways wait.
+DEFAULT_QUEUE_TIMEOUT = 300.0
+
+
+@dataclass(frozen=True)
+class AdmissionConfig:
+    """Who is let in.
+
+    Attributes:
+        default_max_tokens: of an answer whose request names no length; None: it ends where the
+            model's context does.
+        max_streams: streams of an engine; None for what fits into their share.
+        stream_share: of the pool's blocks, and of ``--max-num-seqs``.
+        queue_timeout: seconds that a request waits for its blocks.
+    """
+
+    default_max_tokens: int | None = None
+    max_streams: int | None = None
+    stream_share: float = DEFAULT_STREAM_SHARE
+    queue_timeout: float = DEFAULT_QUEUE_TIMEOUT
+
+    @classmethod
+    def from_config(cls, additional_config: object) -> AdmissionConfig:
+        """Read ``additional_config``.
+
+        Raises:
+            PolicyError: a field is unknown, of the wrong type or out of range.
+        """
+        config = additional_config if isinstance(additional_config, Mapping) else {}
+        given: Any = config.get(CONFIG_KEY, {})
+        if not isinstance(given, Mapping):
+            raise PolicyError(CONFIG_KEY, given, 'a mapping such as {"max_streams": 8}')
+        for key in given:
+            if key not in FLAGS:
+                raise PolicyError(f"{CONFIG_KEY}.{key}", given[key], f"one of {', '.join(FLAGS)}")
+        whole = {
+            key: None if given.get(key) is None else require_int(FLAGS[key], given[key], 1)
+            for key in ("default_max_tokens", "max_streams")
+        }
+        share = require_share(FLAGS["stream_share"], given.get("stream_share"))
+        timeout = require_seconds(FLAGS["queue_timeout"], given.get("queue_timeout"))
+        return cls(**whole, stream_share=share, queue_timeout=timeout)
+
+
+def require_share(field: str, value: object) -> float:
+    """A part of a whole, or its default for None.
+
+    Raises:
+        PolicyError: naming the field, the value and what is allowed.
+    """
+    if value is None:
+        return DEFAULT_STREAM_SHARE
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise PolicyError(field, value, "a number above 0, and at most 1")
+    return float(value)
+
+
+def require_seconds(field: str, value: object) -> float:
+    """A time, or its default for None.
+
+    Raises:
+        PolicyError: naming the field, the value and what is allowed.
+    """
+    if value is None:
+        return DEFAULT_QUEUE_TIMEOUT
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1e9:
+        raise PolicyError(field, value, "seconds: a number above 0, and at most 1e9")
+    return float(value)
