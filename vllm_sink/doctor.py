@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vllm_sink import compat, features, startup, support
+from vllm_sink.engine.admission_config import AdmissionConfig
+from vllm_sink.engine.promises import streams_that_fit
 from vllm_sink.errors import PolicyError, UnsupportedError
 from vllm_sink.flags import FROM_COMMAND_LINE
 from vllm_sink.policy import CONFIG_KEY, KVPolicy, policy_of, sink_blocks
@@ -111,6 +113,12 @@ def _sizes(vllm_config: Any, kv_policy: KVPolicy) -> dict[str, Any]:
     prefilling = startup.stream_blocks(vllm_config, kv_policy, vllm_config.max_in_flight_tokens)
     pool = startup.known_pool_bytes(vllm_config)
     cache = vllm_config.cache_config
+    admission = AdmissionConfig.from_config(vllm_config.additional_config)
+    seats = admission.streams_of(vllm_config.scheduler_config.max_num_seqs)
+    fit = None
+    if pool is not None:
+        # One block of the pool is vLLM's null block.
+        fit = streams_that_fit(pool // block - 1, admission.stream_share, seats, streaming)
     return {
         "dtype": str(vllm_config.model_config.dtype).removeprefix("torch."),
         "block_size": cache.block_size,
@@ -123,8 +131,8 @@ def _sizes(vllm_config: Any, kv_policy: KVPolicy) -> dict[str, Any]:
         "max_in_flight_tokens": vllm_config.max_in_flight_tokens,
         "kv_bytes_per_stream": streaming * block,
         "kv_pool_bytes": pool,
-        # One block of the pool is vLLM's null block.
-        "streams_that_fit": None if pool is None else max(0, pool // block - 1) // streaming,
+        "stream_share": admission.stream_share,
+        "streams_that_fit": fit,
     }
 
 
@@ -168,7 +176,8 @@ def render(verdict: dict[str, Any]) -> str:
     fits = (
         "unknown: vLLM measures the pool at start-up; name one with --kv-gib"
         if pool is None
-        else f"{verdict['streams_that_fit']} in a pool of {pool / mib:,.0f} MiB"
+        else f"{verdict['streams_that_fit']} in {verdict['stream_share']:g} of a pool of "
+        f"{pool / mib:,.0f} MiB (--sink-stream-share)"
     )
     own = ""
     if verdict["own_window"]:

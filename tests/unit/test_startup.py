@@ -137,7 +137,10 @@ def test_doctor(folder: Path) -> None:
     assert verdict["kv_bytes_per_token"] == 3 * 4 * 32 * 2 * 4
     # A window of 64 tokens lies in 2 or 3 blocks of 32, and one block holds the sinks.
     assert verdict["blocks_per_stream"] == 4
-    assert verdict["streams_that_fit"] == (2**30 // (3072 * 32) - 1) // 4
+    # Not the pool bounds them, but the places in a batch: vLLM's default is 128.
+    assert verdict["streams_that_fit"] == int(0.8 * 128)
+    few = _diagnose(folder, dtype="float32", num_gpu_blocks_override=101)
+    assert few["streams_that_fit"] == int(0.8 * 100) // 4
     assert "supported" in doctor.render(verdict)
     assert (verdict["max_stream_tokens"], verdict["segment_tokens"]) == (None, 17_408)
     assert "until it is stopped, in segments of 17,408 tokens" in doctor.render(verdict)

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from vllm_sink import policy
+from vllm_sink.engine.admission_config import DEFAULT_STREAM_SHARE, FLAGS
+from vllm_sink.engine.promises import streams_that_fit
 from vllm_sink.errors import PolicyError
 
 GIB = 2**30
@@ -145,7 +147,8 @@ def row(plan: dict[str, Any], verdict: dict[str, Any], window: int) -> dict[str,
 
     block_bytes = size * plan["kv_bytes_per_token"]
     # One block of the pool is vLLM's null block.
-    fit = max(0, plan["kv_pool_bytes"] // block_bytes - 1) // blocks(1)
+    pool_blocks = plan["kv_pool_bytes"] // block_bytes - 1
+    fit = streams_that_fit(pool_blocks, DEFAULT_STREAM_SHARE, pool_blocks, blocks(1))
     read = (sinks + window) * plan["kv_bytes_per_token"]
     step = fit * read + (plan["weight_bytes"] or 0)
     bandwidth = plan["bandwidth_bytes"]
@@ -240,6 +243,8 @@ def render(plan: dict[str, Any]) -> str:
         )
     lines += [
         "",
+        f"streams: endless ones, in {DEFAULT_STREAM_SHARE:g} of the pool ({FLAGS['stream_share']}); "
+        "the rest is for requests that end.",
         "read/token: KV that one stream reads for a token. read/step: the weights, and the KV of "
         "all streams that fit.",
         "steps/s: tokens a second of each of them if memory were the only limit"

@@ -13,14 +13,11 @@ from typing import TYPE_CHECKING, TextIO
 
 from vllm_sink import policy
 from vllm_sink.commands import server
-from vllm_sink.commands.server import BrokenStream, Metrics, Server, ServerError
+from vllm_sink.commands.server import BrokenStream, Metrics, Server
 
 if TYPE_CHECKING:
     from openai import Stream
     from openai.types import Completion
-
-#: For ever; a server that bounds a stream's length says so, and is asked for all that it allows.
-ENDLESS = 10**9
 
 #: Something to begin with where the user has nothing.
 PROMPT = "It was a dark and stormy night;"
@@ -107,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     asked = Server.of(args)
     card = asked.model(args.model)
     progress = Progress.at_start(asked.metrics(), args.sink_tokens)
-    stream = _open(asked, args, card)
+    stream = _begin(asked, args, str(card["id"]))
     reason, failure = "interrupted", None
     with _status_line(sys.stdout) as show:
         try:
@@ -122,31 +119,21 @@ def run(args: argparse.Namespace) -> int:
     return 0 if failure is None else 1
 
 
-def _open(asked: Server, args: argparse.Namespace, card: dict[str, object]) -> Stream[Completion]:
-    """A stream; where the server refuses an endless one, the longest that it allows."""
-    longest = card.get("max_model_len")
-    try:
-        return _begin(asked, args, str(card["id"]), args.max_tokens or ENDLESS)
-    except ServerError as error:
-        if args.max_tokens or "max_tokens" not in str(error) or not isinstance(longest, int):
-            raise
-        return _begin(asked, args, str(card["id"]), longest)
-
-
-def _begin(
-    asked: Server, args: argparse.Namespace, model: str, max_tokens: int
-) -> Stream[Completion]:
+def _begin(asked: Server, args: argparse.Namespace, model: str) -> Stream[Completion]:
+    """A stream; what a server without a policy makes of it ends with the model's context."""
+    options: dict[str, object] = {} if args.max_tokens else {"endless": True}
+    if args.sink_tokens is not None:
+        options["sink_tokens"] = args.sink_tokens
     extra: dict[str, object] = {
         "ignore_eos": True,
         "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+        "max_tokens": args.max_tokens,  # null is "no limit"; without the field it would be 16
+        "vllm_xargs": options,
     }
-    if args.sink_tokens is not None:
-        extra["vllm_xargs"] = {"sink_tokens": args.sink_tokens}
     with asked.errors("/v1/completions"):
         return asked.client.completions.create(
             model=model,
             prompt=args.prompt,
-            max_tokens=max_tokens,
             temperature=args.temperature,
             stream=True,
             extra_body=extra,

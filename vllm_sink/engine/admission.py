@@ -73,8 +73,7 @@ class Admission(_Base):
         self.promises = Promises(
             pool_blocks=pool.get_num_free_blocks(),
             share=share,
-            max_streams=self.admission.max_streams
-            or max(1, int(share * self.scheduler_config.max_num_seqs)),
+            max_streams=self.admission.streams_of(self.scheduler_config.max_num_seqs),
             in_flight_tokens=self.vllm_config.max_in_flight_tokens,
             block_size=self.block_size,
         )
@@ -114,7 +113,8 @@ class Admission(_Base):
         spec = self.manager.kv_cache_spec
         steps = cdiv(self.vllm_config.max_in_flight_tokens, self.max_num_scheduled_tokens)
         return Promise(
-            spec.max_blocks(sinks, steps * max(1, self.num_sampled_tokens_per_step), total_tokens),
+            # The bound has a block more than two tokens in flight need.
+            spec.max_blocks(sinks, max(1, steps - 1), total_tokens),
             max(0, prompt_tokens - self.kv_policy.window),
         )
 

@@ -44,6 +44,10 @@ class AdmissionConfig:
     stream_share: float = DEFAULT_STREAM_SHARE
     queue_timeout: float = DEFAULT_QUEUE_TIMEOUT
 
+    def streams_of(self, max_num_seqs: int) -> int:
+        """Streams of an engine, at most; others want a place in its batch as well."""
+        return self.max_streams or max(1, int(self.stream_share * max_num_seqs))
+
     @classmethod
     def from_config(cls, additional_config: object) -> AdmissionConfig:
         """Read ``additional_config``.

@@ -82,9 +82,25 @@ class Promises:
 
     def streams_that_fit(self, promise: Promise) -> int:
         """How many like this one there can be."""
-        return max(1, min(self.max_streams, self.most_blocks // promise.blocks))
+        return streams_that_fit(self.pool_blocks, self.share, self.max_streams, promise.blocks)
 
     def summed(self) -> tuple[int, int]:
         """The slow sums that ``blocks`` and ``prompt_excess`` must equal."""
         promises = self.held.values()
         return sum(p.blocks for p in promises), sum(p.prompt_excess for p in promises)
+
+
+def streams_that_fit(
+    pool_blocks: int, share: float, max_streams: int, blocks_per_stream: int
+) -> int:
+    """How many streams there can be; one, where the pool holds it, whatever its share.
+
+    Args:
+        pool_blocks: of the pool, without vLLM's null block.
+        share: of them, the part that streams may have.
+        max_streams: as many at once, at most.
+        blocks_per_stream: what each is promised.
+    """
+    if pool_blocks < blocks_per_stream:
+        return 0
+    return max(1, min(max_streams, int(share * pool_blocks) // blocks_per_stream))
