@@ -243,8 +243,8 @@ def render(plan: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        f"streams: endless ones, in {DEFAULT_STREAM_SHARE:g} of the pool ({FLAGS['stream_share']}); "
-        "the rest is for requests that end.",
+        f"streams: endless ones, in {DEFAULT_STREAM_SHARE:g} of the pool "
+        f"({FLAGS['stream_share']}); the rest is for requests that end.",
         "read/token: KV that one stream reads for a token. read/step: the weights, and the KV of "
         "all streams that fit.",
         "steps/s: tokens a second of each of them if memory were the only limit"

@@ -120,16 +120,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _begin(asked: Server, args: argparse.Namespace, model: str) -> Stream[Completion]:
-    """A stream; what a server without a policy makes of it ends with the model's context."""
+    """A stream; a server without a policy ends it after vLLM's default of 16 tokens."""
     options: dict[str, object] = {} if args.max_tokens else {"endless": True}
     if args.sink_tokens is not None:
         options["sink_tokens"] = args.sink_tokens
     extra: dict[str, object] = {
         "ignore_eos": True,
         "stream_options": {"include_usage": True, "continuous_usage_stats": True},
-        "max_tokens": args.max_tokens,  # null is "no limit"; without the field it would be 16
         "vllm_xargs": options,
     }
+    if args.max_tokens:
+        extra["max_tokens"] = args.max_tokens
     with asked.errors("/v1/completions"):
         return asked.client.completions.create(
             model=model,

@@ -162,6 +162,8 @@ def check(
         longest = vllm_config.model_config.max_model_len
         endless = _settle_endless(params, caller)
         default = None
+        if endless and caller is not None and not caller.names_length:
+            params.max_tokens = None  # completions would end after 16
         if not endless and not _names_length(params, caller, longest - prompt_tokens):
             configured = AdmissionConfig.from_config(vllm_config.additional_config)
             default = default_max_tokens(
