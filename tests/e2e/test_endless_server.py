@@ -88,8 +88,9 @@ def test_streamed_usage_is_of_the_whole(server: Server) -> None:
     assert (usage["prompt_tokens"], usage["completion_tokens"]) == (300, 1400)
 
 
-def test_a_chat_without_max_tokens_runs_until_the_client_leaves(server: Server) -> None:
+def test_an_endless_chat_runs_until_the_client_leaves(server: Server) -> None:
     body = _body([], messages=[{"role": "user", "content": "Count the waves."}])
+    body["vllm_xargs"] = {"endless": True}
     del body["prompt"]
     stream, count = server.stream("/v1/chat/completions", body), 0
     for event in stream:

@@ -24,7 +24,7 @@ VALUES: tuple[Any, ...] = (
     "a" * 5000, [], [1], [None], ["a", 1], {}, {"a": 1}, [[]], [{}],
 )  # fmt: skip
 
-#: Names that a client may try under ``vllm_xargs``; the first is the only one of ours.
+#: Names that a client may try under ``vllm_xargs``; ``sink_tokens`` and ``endless`` are ours.
 NAMES = (
     "sink_tokens", "sink_tenant", "sink_ticket", "Sink_Tokens", "num_sink_tokens", "sink_base",
     "attention_sink_size", "session_id", "kv_transfer_params", "diffusion_seed_canvas", "endless",
