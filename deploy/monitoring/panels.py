@@ -99,14 +99,14 @@ HEALTH = (
     ),
     Panel(
         "Preempted in 15 minutes",
-        "Streams that lost their blocks. Admission prevents it: more than 0 needs a reason.",
+        "Endless streams that lost their blocks. Admission prevents it: there is a reason.",
         (Query(happened(ours("preemptions_total"), "15m"), "streams"),),
         kind="stat",
         alarm=1,
     ),
     Panel(
         "Refused in 15 minutes",
-        "Requests that had to wait since the pool could not promise them their blocks.",
+        "Requests told to come later: streams without room (429), or after a long wait (503).",
         (Query(happened(ours("admissions_refused_total"), "15m"), "requests"),),
         kind="stat",
         warn=1,
@@ -279,7 +279,8 @@ LIMITS = (
         "What fits: streams with the engine's own number of sinks in the whole pool.",
         (
             Query(f"sum({ours('streams')})", "live"),
-            Query(f"sum({ours('streams_that_fit')})", "fit"),
+            Query(f"sum({ours('promised_streams')})", "endless"),
+            Query(f"sum({ours('streams_that_fit')})", "endless ones that fit"),
         ),
     ),
     Panel(
@@ -292,10 +293,10 @@ LIMITS = (
     ),
     Panel(
         "Admissions",
-        "Let in, and made to wait for blocks.",
+        "Let in, and told to come later.",
         (
             Query(rate(ours("admissions_total")), "let in"),
-            Query(seldom(rate(ours("admissions_refused_total"))), "made to wait"),
+            Query(seldom(rate(ours("admissions_refused_total"))), "refused"),
         ),
         unit="ops",
     ),

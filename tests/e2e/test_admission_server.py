@@ -235,3 +235,17 @@ def test_a_full_queue_is_vllms_own(server: Server) -> None:
         for thread in waiting:
             thread.join(60)
     assert statuses == [503] * 12
+
+
+def test_refusals_are_counted(server: Server) -> None:
+    """By what they were for; nobody preempted a stream."""
+    with urllib.request.urlopen(server.url + "/metrics", timeout=30) as answer:
+        lines = answer.read().decode().splitlines()
+
+    def total(name: str) -> float:
+        return sum(float(x.rpartition(" ")[2]) for x in lines if x.startswith(name))
+
+    refused = 'vllm_sink_admissions_refused_total{engine="0",model_name="tiny",reason='
+    assert total(f'{refused}"streams"') >= 5
+    assert total(f'{refused}"timeout"') >= 14
+    assert total("vllm_sink_preemptions_total{") == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,15 @@ def short(url: str, tenant: str, body: dict[str, Any]) -> None:
     """One request to its end."""
     with urllib.request.urlopen(_request(url, tenant, body), timeout=60) as answer:
         answer.read()
+
+
+def status(url: str, tenant: str, body: dict[str, Any]) -> int:
+    """What a request is answered with, unread."""
+    try:
+        with urllib.request.urlopen(_request(url, tenant, body), timeout=60) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
 
 
 @contextmanager

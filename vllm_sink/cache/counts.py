@@ -11,14 +11,16 @@ class CacheCounts:
 
     Attributes:
         admitted: admissions; a stream that comes back after a preemption counts again.
-        refused: waits for admission: a request counts once, however often it is tried.
+        refused_streams: streams for whose blocks there was no room.
+        refused_waiting: requests that waited too long.
         recycled_blocks: blocks that left the middle of a live stream for the pool.
         hits_within_sinks: admissions whose prefix hit reached no further than the pinned blocks.
         hits_past_sinks: admissions whose prefix hit reached the window as well.
     """
 
     admitted: int = 0
-    refused: int = 0
+    refused_streams: int = 0
+    refused_waiting: int = 0
     recycled_blocks: int = 0
     hits_within_sinks: int = 0
     hits_past_sinks: int = 0

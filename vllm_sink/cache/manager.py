@@ -39,7 +39,6 @@ class Stream:
         held: blocks that it holds now, shared ones included.
         hit_tokens: a prefix hit spared it their computation, at its last admission.
         admitted: it holds blocks since its last admission.
-        refused: it waits, since the blocks that it needs were not free.
         waiting_tokens: the part of its prompt that its segment has no room for yet.
 
     All counts of tokens are in bookkeeping indices, which a rollover lowers.
@@ -50,7 +49,6 @@ class Stream:
     held: int = 0
     hit_tokens: int = 0
     admitted: bool = False
-    refused: bool = False
     waiting_tokens: int = 0
 
 
@@ -127,15 +125,9 @@ class SinkWindowManager(SingleTypeKVCacheManager):
                 *later,
                 **named,
             )
-        stream = self.stream(request_id)
         # A block that another request holds costs nothing; a free one leaves the free queue.
         shared = sum(not b.is_null and b.ref_cnt > 0 for b in new_computed_blocks)
-        need = max(0, self.blocks_to_start(request_id, num_tokens) - shared)
-        if need > self.block_pool.get_num_free_blocks() and not stream.refused:
-            # vLLM asks again; the request is refused once.
-            stream.refused = True
-            self.counts.refused += 1
-        return need
+        return max(0, self.blocks_to_start(request_id, num_tokens) - shared)
 
     # -- blocks in, blocks out ------------------------------------------------------------------
 
@@ -176,7 +168,7 @@ class SinkWindowManager(SingleTypeKVCacheManager):
         if new_blocks:
             stream = self.stream(request_id)
             if not stream.admitted:
-                stream.admitted, stream.refused = True, False
+                stream.admitted = True
                 self.counts.admitted += 1
             stream.held += len(new_blocks)
         return new_blocks

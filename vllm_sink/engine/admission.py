@@ -128,6 +128,7 @@ class Admission(_Base):
             if self.promises.fits(promise):
                 self.promises.give(request.request_id, promise)
             elif told.served:
+                self.manager.counts.refused_streams += 1
                 raise RefusedError(self._full(promise))
             if self.policy == SchedulingPolicy.PRIORITY:
                 request.priority = FIRST  # vLLM preempts the last by priority and arrival
@@ -197,6 +198,7 @@ class Admission(_Base):
             )
             refusal = Refusal(HTTPStatus.SERVICE_UNAVAILABLE, AFTER_WAITING, message)
             self._refused.append((request, refusal))
+            self.manager.counts.refused_waiting += 1
 
     def _make_room_for_stream(self, now: float) -> None:
         """What was promised to the next stream is given back by those who use it."""

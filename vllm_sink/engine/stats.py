@@ -62,7 +62,7 @@ class StreamReporting(_Base):
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
         super()._preempt_request(request, *args, **kwargs)
         if self.statistics is not None:
-            self.statistics.preempted(request.request_id)
+            self.statistics.preempted(request.request_id, told_of(request).stream)
 
     def _roll(self, request: Request) -> None:
         if self.statistics is None:

@@ -104,9 +104,14 @@ class StreamCollector:
         known.admissions += 1
         known.computed_tokens = known.evicted_tokens = 0
 
-    def preempted(self, request_id: str) -> None:
-        """A stream lost its blocks and will be computed again, from what vLLM's lists hold."""
-        self._pending.preemptions += 1
+    def preempted(self, request_id: str, promised: bool) -> None:
+        """A request lost its blocks and will be computed again, from what vLLM's lists hold.
+
+        Args:
+            request_id: the request's.
+            promised: they were promised to it, so that counts; vLLM counts the others.
+        """
+        self._pending.preemptions += promised
         if (known := self._known.get(request_id)) is not None:
             known.rolled_tokens = 0
 

@@ -88,6 +88,8 @@ class SinkStatLogger(AggregateStatLoggerBase):
                 self._metrics[metric.name].labels(*labels)
         for reach in ("sinks", "window"):
             self._metrics["prefix_hits"].labels(*labels, reach)
+        for reason in ("streams", "timeout"):
+            self._metrics["admissions_refused"].labels(*labels, reason)
 
     def record(
         self,
@@ -132,7 +134,6 @@ class SinkStatLogger(AggregateStatLoggerBase):
     def _add_counts(self, stats: StreamStats, labels: tuple[str, str]) -> None:
         counts = {
             "admissions": stats.admitted,
-            "admissions_refused": stats.refused,
             "preemptions": stats.preemptions,
             "blocks_recycled": stats.recycled_blocks,
             "tokens_evicted": stats.evicted_tokens,
@@ -141,6 +142,10 @@ class SinkStatLogger(AggregateStatLoggerBase):
         for name, value in counts.items():
             if value:
                 self._metrics[name].labels(*labels).inc(value)
+        refused = {"streams": stats.refused_streams, "timeout": stats.refused_waiting}
+        for reason, value in refused.items():
+            if value:
+                self._metrics["admissions_refused"].labels(*labels, reason).inc(value)
         hits = {"sinks": stats.hits_within_sinks, "window": stats.hits_past_sinks}
         for reach, value in hits.items():
             if value:

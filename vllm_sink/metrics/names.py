@@ -85,9 +85,14 @@ METRICS: dict[str, Metric] = {
         Metric(
             "counter",
             "admissions_refused",
-            "Requests that began to wait since the blocks they need were not free.",
+            "Requests told to come later: streams without room, or those that waited too long.",
+            ("reason",),
         ),
-        Metric("counter", "preemptions", "Streams that lost their blocks and are computed again."),
+        Metric(
+            "counter",
+            "preemptions",
+            "Endless streams that lost their blocks; vLLM's own counter has other requests.",
+        ),
         Metric("counter", "blocks_recycled", "KV blocks that left the middle of a live stream."),
         Metric("counter", "tokens_evicted", "Tokens that fell out between sinks and window."),
         Metric(

@@ -29,7 +29,7 @@ class StreamStats:
     Attributes:
         streams: live streams: requests that hold blocks.
         past_context: of these, streams longer than the model's native context.
-        streams_that_fit: streams with the engine's own ``S`` that the whole pool holds.
+        streams_that_fit: endless requests with the engine's own ``S`` that there can be.
         sink_blocks: distinct blocks that some stream pins.
         window_blocks: all other blocks in use.
         free_blocks: blocks in the pool's free queue, cached ones included.
@@ -38,7 +38,8 @@ class StreamStats:
         window_occupancy: tokens in windows, over W times the live streams; 0 to 1.
         resident_bytes: host memory of the engine core's process; 0 where unknown.
         admitted: admissions.
-        refused: requests that began to wait since the pool could not promise them their blocks.
+        refused_streams: streams for whose blocks there was no room.
+        refused_waiting: requests that waited too long.
         preemptions: streams that lost their blocks.
         recycled_blocks: blocks that left the middle of a live stream.
         evicted_tokens: tokens that fell out between sinks and window.
@@ -60,7 +61,8 @@ class StreamStats:
     window_occupancy: float = 0.0
     resident_bytes: int = 0
     admitted: int = 0
-    refused: int = 0
+    refused_streams: int = 0
+    refused_waiting: int = 0
     preemptions: int = 0
     recycled_blocks: int = 0
     evicted_tokens: int = 0
