@@ -35,7 +35,7 @@ def server(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     flags = (
         f"--kv-policy sink --sink-tokens 4 --window-tokens 60 --segment-tokens {SEGMENT} "
         f"--served-model-name {MODEL} --dtype float32 --enforce-eager --max-num-seqs 10 "
-        "--max-num-batched-tokens 128"
+        "--max-num-batched-tokens 128 --sink-max-streams 64"
     )
     # The endpoint that resets the prefix cache, and says whether it could, is for development.
     with (

@@ -279,6 +279,27 @@ def test_a_stream_takes_back_what_was_promised(tiny_folder: Path, clock: Clock) 
     assert not service.counts["preempted stream"]
 
 
+def test_a_stream_that_waits_for_another_holds_up_nobody(tiny_folder: Path, clock: Clock) -> None:
+    """Its room is what another stream's prompt takes for some steps; small requests go on."""
+    service = _service(
+        tiny("llama-gqa", tiny_folder), pool=17, max_num_seqs=8, admission={"stream_share": 1.0}
+    )
+    service.add("first", 600, 400, 0.0)
+    for _ in range(4):
+        service.step()
+    service.add("second", 60, 400, 1.0)
+    service.step()
+    assert "second" in {r.request_id for r in service.scheduler.waiting}
+    service.add("small", 4, 4, 2.0)
+    for _ in range(30):  # the first one's prompt takes all of 19 steps
+        service.step()
+    assert service.said["small"] == 4
+    while not service.rests:
+        service.step()
+    assert {name: service.said[name] for name in service.wanted} == service.wanted
+    assert not service.counts["preempted stream"]
+
+
 def test_one_stream_too_many_is_told_what_is_free(tiny_folder: Path, clock: Clock) -> None:
     service = _service(tiny("llama-gqa", tiny_folder), pool=21)
     promise = service.scheduler._promise(5, 4, 5000)

@@ -50,8 +50,8 @@ BETWEEN = 1.0
 #: Of those who lost patience, how many are looked at: the oldest may never fit beside the streams.
 LOOKED_AT = 8
 
-#: The priority of streams, whatever they ask for: before all that a client can ask for.
-FIRST = -(1 << 32)
+#: What is added to the priority of a stream: it comes before all that a client can ask for.
+FIRST = -(1 << 33)
 
 #: Seconds after which a refused client may come again: a stream's place, a place in the queue.
 AFTER_STREAMS, AFTER_WAITING = 10, 5
@@ -131,7 +131,7 @@ class Admission(_Base):
                 self.manager.counts.refused_streams += 1
                 raise RefusedError(self._full(promise))
             if self.policy == SchedulingPolicy.PRIORITY:
-                request.priority = FIRST  # vLLM preempts the last by priority and arrival
+                request.priority += FIRST  # vLLM preempts the last by priority and arrival
         super().add_request(request)
 
     def _promise_to(self, request: Request) -> Promise:
@@ -206,6 +206,12 @@ class Admission(_Base):
         if stream is None or len(self.running) >= self.max_num_active_reqs:
             return
         free = self.kv_cache_manager.block_pool.get_num_free_blocks
+        missing = self.waiting.blocks_of(stream) - free()
+        if missing <= 0:
+            return
+        others = [r for r in self.running if not told_of(r).stream]
+        if sum(map(self._own_blocks, others)) < missing:
+            return  # streams that compute their prompts have it, and will not need it for long
         while free() < self.waiting.blocks_of(stream):
             victim = self._last_running()
             if victim is None or not self._preempt(victim, now):

@@ -5,7 +5,7 @@ free blocks nobody is scheduled. Here those that fit pass it:
 
 ::
 
-    rank 0   streams, first come first served
+    rank 0   streams, first come first served (or by priority)
     rank 1   the others: first those for which room was made, since they have waited too long;
              then the preempted ones; then new ones, in turns among their tenants
 
@@ -193,10 +193,10 @@ class WaitingRequests(RequestQueue):
     def _choose(self) -> _Entry | None:
         free = self._free_blocks()
         first = self._head(_STREAMS)
-        if first is not None and self._may_start(first):
-            # Room is made for it before the step. What is missing now is missing for this step,
-            # and nobody takes what there is.
-            return first if first.blocks <= free else None
+        if first is not None and self._may_start(first) and first.blocks <= free:
+            return first
+        # Where it does not fit, other streams still compute their prompts. What others take
+        # meanwhile they give back as soon as that is enough.
         best: _Entry | None = None
         oldest: _Entry | None = None
         for size in list(self._sizes):
@@ -244,7 +244,7 @@ class WaitingRequests(RequestQueue):
     def add_request(self, request: Request) -> None:
         told, blocks = told_of(request), self._blocks(request)
         if told.stream:
-            rank: tuple[float, ...] = (_STREAM, next(self._numbers))
+            rank: tuple[float, ...] = (_STREAM, self._priority(request), next(self._numbers))
         elif request.status == RequestStatus.PREEMPTED:
             rank = (_ORDINARY, self._priority(request), _PREEMPTED, request.arrival_time)
         else:
