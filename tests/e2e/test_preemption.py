@@ -1,4 +1,4 @@
-"""Other requests give their blocks back to streams and are computed again: nobody's token changes."""
+"""Other requests give blocks back to streams and are computed again: no token changes."""
 
 from __future__ import annotations
 
