@@ -247,5 +247,7 @@ def test_refusals_are_counted(server: Server) -> None:
 
     refused = 'vllm_sink_admissions_refused_total{engine="0",model_name="tiny",reason='
     assert total(f'{refused}"streams"') >= 5
-    assert total(f'{refused}"timeout"') >= 14
+    assert (
+        total(f'{refused}"timeout"') >= 2 + 5
+    )  # and of twelve in the queue those that were let in
     assert total("vllm_sink_preemptions_total{") == 0
