@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.engines import random_tokens, tiny
-from tests.e2e.servers import Server, serve
+from tests.e2e.servers import Server, serve, until
 
 SINKS, WINDOW, SEGMENT, NATIVE = 4, 60, 1024, 128
 MODEL = "tiny"
@@ -75,14 +75,15 @@ def _streams(server: Server, count: int) -> Iterator[None]:
 
 
 def _until_idle(server: Server) -> None:
-    for _ in range(200):
-        with urllib.request.urlopen(server.url + "/metrics", timeout=30) as answer:
-            lines = answer.read().decode().splitlines()
-        live = [x for x in lines if x.startswith(("vllm_sink_streams{", "vllm:num_requests_run"))]
-        if all(float(line.rpartition(" ")[2]) == 0 for line in live):
-            return
-        time.sleep(0.1)
-    raise AssertionError("streams are left")
+    names = ("vllm_sink_streams{", "vllm:num_requests_running{")
+    until(lambda: all(_total(server, name) == 0 for name in names), 60)
+
+
+def _total(server: Server, name: str) -> float:
+    """The sum of a metric's samples."""
+    with urllib.request.urlopen(server.url + "/metrics", timeout=30) as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
 
 
 # -- lengths --------------------------------------------------------------------------------------
@@ -197,7 +198,7 @@ def test_nobody_waits_for_ever_and_nobody_blocks(server: Server, streamed: bool)
         )
         begin = time.monotonic()
         waiting.start()
-        time.sleep(0.5)
+        until(lambda: _total(server, "vllm:num_requests_waiting{") == 1, 60)
         status, answer, _ = _ask(server, "/v1/completions", {**PROMPT, "max_tokens": 4})
         assert status == 200, answer
         assert waiting.is_alive(), "the small one passed the large one"
@@ -239,15 +240,8 @@ def test_a_full_queue_is_vllms_own(server: Server) -> None:
 
 def test_refusals_are_counted(server: Server) -> None:
     """By what they were for; nobody preempted a stream."""
-    with urllib.request.urlopen(server.url + "/metrics", timeout=30) as answer:
-        lines = answer.read().decode().splitlines()
-
-    def total(name: str) -> float:
-        return sum(float(x.rpartition(" ")[2]) for x in lines if x.startswith(name))
-
     refused = 'vllm_sink_admissions_refused_total{engine="0",model_name="tiny",reason='
-    assert total(f'{refused}"streams"') >= 5
-    assert (
-        total(f'{refused}"timeout"') >= 2 + 5
-    )  # and of twelve in the queue those that were let in
-    assert total("vllm_sink_preemptions_total{") == 0
+    assert _total(server, f'{refused}"streams"') >= 5
+    # Two, and of twelve in the queue those that were let in.
+    assert _total(server, f'{refused}"timeout"') >= 2 + 5
+    assert _total(server, "vllm_sink_preemptions_total{") == 0

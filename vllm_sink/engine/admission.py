@@ -206,15 +206,14 @@ class Admission(_Base):
         if stream is None or len(self.running) >= self.max_num_active_reqs:
             return
         free = self.kv_cache_manager.block_pool.get_num_free_blocks
-        missing = self.waiting.blocks_of(stream) - free()
-        if missing <= 0:
+        need = self.waiting.blocks_of(stream)
+        if need <= free():
             return
-        others = [r for r in self.running if not told_of(r).stream]
-        if sum(map(self._own_blocks, others)) < missing:
+        victims = self._victims()
+        if free() + sum(map(self._own_blocks, victims)) < need:
             return  # streams that compute their prompts have it, and will not need it for long
-        while free() < self.waiting.blocks_of(stream):
-            victim = self._last_running()
-            if victim is None or not self._preempt(victim, now):
+        for victim in victims:
+            if free() >= need or not self._preempt(victim, now):
                 return
 
     def _make_room_for_oldest(self, now: float) -> None:
@@ -241,12 +240,12 @@ class Admission(_Base):
             self.waiting.promote(request)
             return
 
-    def _last_running(self) -> Request | None:
-        """Whom vLLM would preempt."""
+    def _victims(self) -> list[Request]:
+        """Whom vLLM would preempt, one after the other."""
         others = [r for r in self.running if not told_of(r).stream]
         if self.policy == SchedulingPolicy.PRIORITY:
-            return max(others, key=lambda r: (r.priority, r.arrival_time), default=None)
-        return others[-1] if others else None
+            return sorted(others, key=lambda r: (r.priority, r.arrival_time), reverse=True)
+        return others[::-1]
 
     def _own_blocks(self, request: Request) -> int:
         """Blocks that return to the pool if a request is preempted."""

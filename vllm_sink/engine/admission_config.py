@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from vllm_sink.errors import PolicyError
-from vllm_sink.policy import require_int
+from vllm_sink.policy import require_int, section_of
 
 #: The key of ``additional_config``.
 CONFIG_KEY = "sink_admission"
@@ -55,13 +53,7 @@ class AdmissionConfig:
         Raises:
             PolicyError: a field is unknown, of the wrong type or out of range.
         """
-        config = additional_config if isinstance(additional_config, Mapping) else {}
-        given: Any = config.get(CONFIG_KEY, {})
-        if not isinstance(given, Mapping):
-            raise PolicyError(CONFIG_KEY, given, 'a mapping such as {"max_streams": 8}')
-        for key in given:
-            if key not in FLAGS:
-                raise PolicyError(f"{CONFIG_KEY}.{key}", given[key], f"one of {', '.join(FLAGS)}")
+        given = section_of(additional_config, CONFIG_KEY, FLAGS, '{"max_streams": 8}')
         whole = {
             key: None if given.get(key) is None else require_int(FLAGS[key], given[key], 1)
             for key in ("default_max_tokens", "max_streams")

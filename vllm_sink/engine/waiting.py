@@ -176,7 +176,7 @@ class WaitingRequests(RequestQueue):
     def first_stream(self) -> Request | None:
         """The stream that comes next, if one waits whose blocks are promised to it."""
         head = self._head(_STREAMS)
-        if head is None or not self._may_start(head):
+        if head is None or not self._stream_may_start(head.request):
             return None
         return head.request
 
@@ -193,7 +193,7 @@ class WaitingRequests(RequestQueue):
     def _choose(self) -> _Entry | None:
         free = self._free_blocks()
         first = self._head(_STREAMS)
-        if first is not None and self._may_start(first) and first.blocks <= free:
+        if first is not None and self._stream_may_start(first.request) and first.blocks <= free:
             return first
         # Where it does not fit, other streams still compute their prompts. What others take
         # meanwhile they give back as soon as that is enough.
@@ -209,9 +209,6 @@ class WaitingRequests(RequestQueue):
         if best is None and oldest is not None and self._step >= oldest.next_try:
             return oldest  # some of it may be cached, in blocks that others hold
         return best
-
-    def _may_start(self, entry: _Entry) -> bool:
-        return self._stream_may_start(entry.request)
 
     def _head(self, size: int) -> _Entry | None:
         heap = self._sizes.get(size)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from vllm_sink.errors import PolicyError
 from vllm_sink.metrics.config import MetricsConfig
-from vllm_sink.policy import require_int
+from vllm_sink.policy import require_int, section_of
 
 #: The key of ``additional_config``.
 CONFIG_KEY = "sink_access"
@@ -48,19 +46,13 @@ class Access:
             PolicyError: a field is unknown, of the wrong type or out of range, or there is a limit
                 for tenants where nothing says who is one.
         """
-        config = additional_config if isinstance(additional_config, Mapping) else {}
-        given: Any = config.get(CONFIG_KEY, {})
-        if not isinstance(given, Mapping):
-            raise PolicyError(CONFIG_KEY, given, 'a mapping such as {"max_streams": 8}')
-        for key in given:
-            if key not in FLAGS:
-                raise PolicyError(f"{CONFIG_KEY}.{key}", given[key], f"one of {', '.join(FLAGS)}")
+        given = section_of(additional_config, CONFIG_KEY, FLAGS, '{"max_streams": 8}')
         numbers = {
             key: None if given.get(key) is None else require_int(FLAGS[key], given[key], 0)
             for key in ("max_streams", "max_pinned_tokens")
         }
         access = cls(**numbers, require_api_key=given.get("require_api_key", False) is True)
-        if access.limited and not MetricsConfig.from_config(config).on:
+        if access.limited and not MetricsConfig.from_config(additional_config).on:
             key, value = next((k, v) for k, v in numbers.items() if v is not None)
             raise PolicyError(
                 FLAGS[key], value, "a limit only with --sink-tenant-label, which says who is who"
