@@ -178,7 +178,7 @@ def traits(vllm_config: Any, model: Model) -> Traits:
     capability = None
     if current_platform.is_cuda():
         found = current_platform.get_device_capability()
-        capability = None if found is None else (found.major, found.minor)
+        capability = None if found is None else (found[0], found[1])
     config = vllm_config.model_config
     return Traits(
         capability=capability,

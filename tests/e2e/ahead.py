@@ -15,8 +15,6 @@ from unittest import mock
 import torch
 from vllm.platforms.cpu import CpuPlatform
 
-from vllm_sink.worker.cpu import SinkCPUWorker
-
 
 class Nothing:
     """A CUDA stream or event of a device that has done all it was told."""
@@ -68,12 +66,3 @@ def one_step_ahead() -> Iterator[None]:
         finally:
             for patch in patches:
                 patch.stop()
-
-
-class AheadWorker(SinkCPUWorker):
-    """The same for an engine in a process of its own, to which patches do not reach."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        for (owner, name), stand_in in DEVICE.items():
-            setattr(owner, name, stand_in)
-        super().__init__(*args, **kwargs)

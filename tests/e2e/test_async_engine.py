@@ -17,7 +17,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.loggers import StatLoggerBase
 
-from tests.e2e.ahead import AheadWorker, ahead_by_default
+from tests.e2e.ahead import ahead_by_default
 from tests.e2e.engines import greedy, prompt, random_tokens, tiny
 from tests.e2e.streams import BLOCK, SEGMENT, SINKS, WINDOW
 from vllm_sink.plugin import register
@@ -57,7 +57,7 @@ async def async_engine(folder: Path, ahead: bool, **settings: Any) -> AsyncItera
             **settings,
         ).create_engine_config()
     if ahead:
-        config.parallel_config.worker_cls = f"{AheadWorker.__module__}.{AheadWorker.__qualname__}"
+        config.parallel_config.worker_cls = "tests.e2e.ahead_worker.AheadWorker"
     LastStats.usage, LastStats.rollovers = None, 0
     engine = AsyncLLM.from_vllm_config(config, stat_loggers=[LastStats])
     try:
