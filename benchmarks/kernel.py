@@ -202,10 +202,11 @@ def ours(
         block_table=data.table,
         positions=torch.full((batch,), data.length - 1, dtype=torch.int64, device="cuda"),
         sinks=torch.full((batch,), sinks, dtype=torch.int32, device="cuda"),
+        windows=torch.full((batch,), window, dtype=torch.int32, device="cuda"),
         block_size=size,
         window_tokens=window,
         past_window=True,
-        host=HostStep([1] * batch, [data.length] * batch, [sinks] * batch),
+        host=HostStep([1] * batch, [data.length] * batch, [sinks] * batch, [window] * batch),
     )
     if providers.needs_compact_tables(provider):
         shape = FlashShape(
@@ -245,9 +246,9 @@ def _in_tiles(layer: Any, step: Any, query: torch.Tensor, output: torch.Tensor) 
     batch = step.num_reqs
     # What the cutter reads of vLLM's metadata is named alike, but for the table.
     step.block_table_tensor = step.block_table
-    cutter = TileCutter(step.block_size, step.window_tokens)
+    cutter = TileCutter(step.block_size)
     starts = list(range(batch + 1))
-    tiles = cutter.cut(step, starts, step.host.seq_lens, step.host.sinks)
+    tiles = cutter.cut(step, starts, step.host.seq_lens, step.host.sinks, step.host.windows)
 
     def call(cache: torch.Tensor) -> None:
         for tile in tiles:

@@ -74,7 +74,7 @@ class Side:
             window_tokens=args.window_tokens,
         )
         # The streams' windows, and less than a prompt that waits needs.
-        blocks = args.streams * spec.max_blocks(4, 1, 1 << 40) + 32
+        blocks = args.streams * spec.max_blocks(spec.default, 1, 1 << 40) + 32
         config.cache_config.num_gpu_blocks = blocks
         self.scheduler = SinkScheduler(
             vllm_config=config,

@@ -38,12 +38,14 @@ class Row:
         length: bookkeeping length, the new tokens included.
         count: new tokens.
         base: true index less bookkeeping index of the new tokens (a rolled stream).
+        window: ``W``; the engine's for None.
     """
 
     sinks: int
     length: int
     count: int = 1
     base: int = 0
+    window: int | None = None
 
 
 @dataclass
@@ -99,9 +101,10 @@ def batch_of(
     cache[0] = math.nan  # the null block: whoever reads it shows
     free = (torch.randperm(total - 1, generator=generator) + 1).tolist()
     table = torch.zeros(len(rows) + padding, width, dtype=torch.int32)
+    windows = [min(window, row.window or window) for row in rows]
     for r, row in enumerate(rows):
         first = row.length - row.count
-        kept = range(max(0, first - window + 1) // size, -(-row.length // size))
+        kept = range(max(0, first - windows[r] + 1) // size, -(-row.length // size))
         for column in {*range(-(-min(row.sinks, row.length) // size)), *kept}:
             table[r, column] = free.pop()
         assert row.count <= row.length
@@ -136,13 +139,15 @@ def batch_of(
         block_table=table.to(device),
         positions=positions.to(device),
         sinks=torch.tensor(sinks, dtype=torch.int32, device=device),
+        windows=torch.tensor([*windows, *[window] * padding], dtype=torch.int32, device=device),
         block_size=size,
         window_tokens=window,
-        past_window=max(lens) > window,
+        past_window=max(lens) > min(windows),
+        one_window=set(windows) == {window},
         window_table=compact.to(device),
         window_lens=torch.tensor(window_lens, dtype=torch.int32, device=device),
         max_window_len=max(window_lens),
-        host=HostStep(counts, lens, sinks),
+        host=HostStep(counts, lens, sinks, [*windows, *[window] * padding]),
     )
     key, value = cache.split(shape.head_size, -1)
     return Batch(layer_of(shape, device), step, query, key, value, rows)
@@ -156,12 +161,13 @@ def expected(batch: Batch) -> torch.Tensor:
 def attention(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """The same, and its log-sum-exp, float64 [heads, tokens]."""
     layer, step = batch.layer, batch.step
-    window, size = layer.window_tokens, step.block_size
+    size = step.block_size
     heads = torch.arange(layer.num_heads) // (layer.num_heads // layer.num_kv_heads)
     table, query = step.block_table.cpu(), batch.query.double().cpu()
     outputs, sums = [], []
     at = 0
     for r, row in enumerate(batch.rows):
+        window = min(layer.window_tokens, row.window or layer.window_tokens)
         index = torch.arange(row.length - row.count, row.length)
         place = (index + row.base).clamp(max=row.sinks + window - 1)
         low = max(0, row.length - row.count - window + 1)
@@ -227,3 +233,18 @@ MIXED = (
     Row(1, 99, base=3 * 10**8 + 7),
 )
 DECODES = tuple(replace(row, count=1) for row in MIXED)
+
+#: The same with windows of their own, beside some under the engine's.
+WINDOWS = tuple(
+    replace(row, window=window)
+    for row, window in zip(MIXED, (1, 7, 30, None, 1, 30, None, 7, 30, 49, 1), strict=True)
+)
+WINDOW_DECODES = tuple(replace(row, count=1) for row in WINDOWS)
+
+#: All of them, by name.
+BATCHES = {
+    "mixed": MIXED,
+    "decode": DECODES,
+    "windows, mixed": WINDOWS,
+    "windows, decode": WINDOW_DECODES,
+}

@@ -751,7 +751,7 @@ REQUEST = (
         "",
         "tests/e2e/test_server.py::test_a_request_pins_its_own",
         "extra_args",
-        "sink_tokens, and no other",
+        "sink_tokens, window_tokens, endless, and no other",
     ),
     held(
         "a trace to follow",

@@ -7,17 +7,17 @@ a stream with ``S`` sink tokens and a window of ``W`` tokens::
     position    p(t) = min(t, S + W - 1): sinks keep 0 .. S-1, the window follows without a gap
     evicted     e(t) = t - p(t) tokens lie between the sinks and the window
 
-Both depend on ``t`` alone: not on chunk boundaries, batch mates or the block size. ``S`` is a
-number per request, ``W`` one number per engine. (The paper's evaluation code with
-``start_size = S`` and ``recent_size = R`` is this policy with ``W = R + 1``: it evicts before it
-appends.)
+Both depend on ``t`` alone: not on chunk boundaries, batch mates or the block size. ``S`` and ``W``
+are a request's own (``StreamPolicy``); the engine has a default of each, and no ``W`` is larger
+than the engine's. (The paper's evaluation code with ``start_size = S`` and ``recent_size = R`` is
+this policy with ``W = R + 1``: it evicts before it appends.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from vllm_sink.errors import PolicyError
 
@@ -35,6 +35,23 @@ SINK_ATTENTION = ("auto", "flash", "triton", "xformers", "torch")
 
 #: The key of ``additional_config`` that carries the policy to every process.
 CONFIG_KEY = "kv_policy"
+
+
+class StreamPolicy(NamedTuple):
+    """What one stream keeps.
+
+    Attributes:
+        sink_tokens: ``S``.
+        window_tokens: ``W``, at most the engine's.
+    """
+
+    sink_tokens: int
+    window_tokens: int
+
+    @property
+    def sees_everything_below(self) -> int:
+        """A token below this index sees all tokens before it: none is evicted yet."""
+        return self.sink_tokens + self.window_tokens
 
 
 def cache_position(t: int, sink_tokens: int, window_tokens: int) -> int:
@@ -81,7 +98,7 @@ def max_blocks(
 
     Args:
         sink_tokens: ``S`` of the request.
-        window_tokens: ``W`` of the engine.
+        window_tokens: ``W`` of the request.
         in_flight_tokens: most tokens scheduled but not settled; their window is kept whole.
         total_tokens: the stream's largest length, prompt and output together.
         block_size: tokens in a block.
@@ -121,7 +138,8 @@ class KVPolicy:
     Attributes:
         name: ``full`` (vLLM unchanged), ``window`` (no sinks) or ``sink``.
         sink_tokens: ``S`` for requests that do not name their own; 0 for ``window``.
-        window_tokens: ``W``; None until chosen from the model's context.
+        window_tokens: ``W`` for requests that do not name their own, and the most that one may
+            name; None until chosen from the model's context.
         native_context: positions that the model has learned; None until known.
         replaces_sliding_window: the model's own, uniform sliding window gives way to the policy.
         sink_attention: the attention provider that was asked for, or ``auto``.
@@ -156,6 +174,11 @@ class KVPolicy:
         if self.window_tokens is None:
             raise PolicyError("window_tokens", None, "a number: the policy is not resolved yet")
         return self.window_tokens
+
+    @property
+    def default(self) -> StreamPolicy:
+        """``S`` and ``W`` of a request that names neither."""
+        return StreamPolicy(self.sink_tokens, self.window)
 
     @property
     def segment(self) -> int:

@@ -7,31 +7,56 @@ from collections.abc import Iterable
 from typing import Any, Protocol
 
 from vllm_sink.errors import PolicyError
-from vllm_sink.policy import SYSTEM
+from vllm_sink.policy import SYSTEM, StreamPolicy
 
-__all__ = ["ENDLESS", "OPTIONS", "SINK_TOKENS", "SYSTEM", "refuse_unknown", "sink_tokens_of"]
+__all__ = [
+    "ENDLESS",
+    "OPTIONS",
+    "SINK_TOKENS",
+    "SYSTEM",
+    "WINDOW_TOKENS",
+    "refuse_unknown",
+    "stream_policy_of",
+]
 
 #: The key in ``vllm_xargs`` (HTTP) and in ``SamplingParams.extra_args`` (Python).
 SINK_TOKENS = "sink_tokens"
+
+#: Another: its own window.
+WINDOW_TOKENS = "window_tokens"
 
 #: Another: the request is a stream, which only its client or its ``max_tokens`` ends.
 ENDLESS = "endless"
 
 #: Every option of a request's.
-OPTIONS = (SINK_TOKENS, ENDLESS)
+OPTIONS = (SINK_TOKENS, WINDOW_TOKENS, ENDLESS)
 
-#: Other spellings that can only be meant for these.
-_ALSO = ("endless",)
+#: What a name must contain to be meant for one of these, and which that is. (A bare ``window`` may
+#: be another plugin's.)
+_MEANT = {
+    "sink": SINK_TOKENS,
+    "window_token": WINDOW_TOKENS,
+    "kv_window": WINDOW_TOKENS,
+    "endless": ENDLESS,
+}
+
+#: As an example of each.
+_EXAMPLES: dict[str, int | bool] = {SINK_TOKENS: 4, WINDOW_TOKENS: 1024, ENDLESS: True}
 
 
 class _Params(Protocol):
     extra_args: dict[str, Any] | None
 
 
-def sink_tokens_of(params: _Params | None, default: int) -> int:
-    """``S`` of a request that has been checked; ``default`` if it names none."""
+def stream_policy_of(params: _Params | None, default: StreamPolicy) -> StreamPolicy:
+    """``S`` and ``W`` of a request that has been checked; of ``default`` what it does not name."""
     extra = None if params is None else params.extra_args
-    return default if not extra else extra.get(SINK_TOKENS, default)
+    if not extra:
+        return default
+    return StreamPolicy(
+        extra.get(SINK_TOKENS, default.sink_tokens),
+        extra.get(WINDOW_TOKENS, default.window_tokens),
+    )
 
 
 def refuse_unknown(options: Iterable[str], fields: Iterable[str]) -> None:
@@ -48,14 +73,15 @@ def refuse_unknown(options: Iterable[str], fields: Iterable[str]) -> None:
         PolicyError: with the name that is meant.
     """
     for name in options:
-        if _for_us(name) and name not in OPTIONS:
+        if _meant(name) and name not in OPTIONS:
             raise PolicyError(f"vllm_xargs.{name}", name, " or ".join(map(repr, OPTIONS)))
     for name in fields:
-        if _for_us(name):
-            option = {ENDLESS: True} if "sink" not in str(name).lower() else {SINK_TOKENS: 4}
-            example = json.dumps({"vllm_xargs": option})
+        if option := _meant(name):
+            example = json.dumps({"vllm_xargs": {option: _EXAMPLES[option]}})
             raise PolicyError(name, "a field of the request", f"an option: {example[1:-1]}")
 
 
-def _for_us(name: str) -> bool:
-    return "sink" in str(name).lower() or str(name).lower() in _ALSO
+def _meant(name: str) -> str | None:
+    """The option that a name can only be meant for, if there is one."""
+    lower = str(name).lower()
+    return next((option for part, option in _MEANT.items() if part in lower), None)

@@ -83,11 +83,12 @@ def scheduler_of(llm: Any) -> Any:
     return llm.llm_engine.engine_core.engine_core.scheduler
 
 
-def greedy(count: int, sinks: int | str | None = None, **settings: Any) -> Any:
+def greedy(count: int, sinks: int | str | None = None, window: Any = None, **settings: Any) -> Any:
     """Sampling parameters: greedy, for exactly ``count`` tokens, with their log-probabilities."""
     from vllm import SamplingParams
 
-    extra = None if sinks is None else {"sink_tokens": sinks}
+    asked = {"sink_tokens": sinks, "window_tokens": window}
+    extra = {name: value for name, value in asked.items() if value is not None} or None
     return SamplingParams(
         max_tokens=count,
         temperature=0.0,

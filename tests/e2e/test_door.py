@@ -129,6 +129,11 @@ BAD_OPTIONS = [
     ({"attention_sink_size": 4}, "'attention_sink_size' is not allowed"),
     ({"sink_tenant": "victim"}, "'sink_tenant' is not allowed"),
     ({"sink_tenant": 5}, "'sink_tenant' is not allowed"),
+    ({"window_tokens": 61}, "window_tokens: 61 is not allowed; allowed: 1 to 60"),
+    ({"window_tokens": 0}, "window_tokens: 0 is not allowed"),
+    ({"window_tokens": True}, "window_tokens: True is not allowed"),
+    ({"window_tokens": "30"}, "window_tokens: '30' is not allowed"),
+    ({"window_token": 30}, "'window_token' is not allowed; allowed: 'sink_tokens' or 'window_t"),
     ({"sink_ticket": "x"}, "'sink_ticket' is not allowed"),
 ]
 

@@ -84,6 +84,21 @@ def test_compiled_with_cuda_graphs(tiny_folder: Path) -> None:
     assert_equal_the_reference(short, folder, SINKS, 40, bound=1e-3)
 
 
+@pytest.mark.parametrize("attention", ["auto", "triton", "torch"])
+def test_windows_of_requests(attention: str, tiny_folder: Path) -> None:
+    """In one batch, in CUDA graphs, each grows through its own window."""
+    folder = tiny("llama-gqa", tiny_folder)
+    kept = [(sinks, window) for sinks in (0, 4, 20) for window in (1, 7, 30, 60)]
+    with engine(folder, 60, 4, attention, **COMPILED) as llm:
+        outputs = llm.generate(
+            [prompt(random_tokens(50 + 9 * i, seed=i)) for i in range(len(kept))],
+            [greedy(90, *one, prompt_logprobs=0) for one in kept],
+            use_tqdm=False,
+        )
+    for (sinks, window), output in zip(kept, outputs, strict=True):
+        assert_equal_the_reference([output], folder, [sinks], window, bound=1e-3)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("attention", EVERY)
 def test_half_precision(attention: str, dtype: str, tiny_folder: Path) -> None:

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from tests.paged import DECODES, MIXED, Batch, Row, Shape, batch_of, expected
+from tests.paged import BATCHES, Batch, Row, Shape, batch_of, expected
 
 pytestmark = [
     pytest.mark.gpu,
@@ -89,7 +89,7 @@ def run(provider: str, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> torch.T
 
 
 @pytest.mark.parametrize("name", SHAPES)
-@pytest.mark.parametrize("rows", [MIXED, DECODES], ids=["mixed", "decode"])
+@pytest.mark.parametrize("rows", BATCHES.values(), ids=BATCHES)
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_equals_the_rules(
@@ -123,7 +123,10 @@ def test_random_batches(provider: str, seed: int, monkeypatch: pytest.MonkeyPatc
         length = draw.randint(1, draw.choice([20, 300, 3000]))
         count = draw.choice([1, 1, 1, draw.randint(1, min(length, 400))])
         sinks = draw.choice([0, 1, 4, draw.randint(0, 400)])
-        rows.append(Row(sinks, length, count, base=draw.choice([0, 0, draw.randint(0, 10**9)])))
+        base = draw.choice([0, 0, draw.randint(0, 10**9)])
+        # Every second batch has requests with a window of their own.
+        window = draw.choice([None, draw.randint(1, shape.window)]) if seed % 2 else None
+        rows.append(Row(sinks, length, count, base, window))
     if draw.random() < 0.4:
         rows = [replace(row, count=1) for row in rows]
     # A rolled stream is past its window, and its sinks lie before it.

@@ -32,13 +32,14 @@ from vllm_sink.cache.hashing import SinkBlockHashes, sink_block_hasher
 from vllm_sink.cache.manager import SinkWindowManager
 from vllm_sink.cache.spec import SinkWindowSpec
 from vllm_sink.engine.rollover import RollingStreams
+from vllm_sink.policy import StreamPolicy
 from vllm_sink.segments import base_of
 
 HASH = get_hash_fn_by_name("sha256")
 init_none_hash(HASH)
 
-#: The key of one token: a hash of its whole prefix, and S where it does not see all of it.
-Identity = tuple[int, int | None]
+#: The key of one token: a hash of its whole prefix, and S and W where it does not see all of it.
+Identity = tuple[int, StreamPolicy | None]
 
 
 @lru_cache(1 << 14)
@@ -65,8 +66,7 @@ class Setup:
 
     Attributes:
         block_size: tokens in a block.
-        window: ``W``.
-        sinks: the values of ``S`` that requests ask for; the first is the engine's own.
+        kept: what requests ask for; the first is the engine's own, and no window is larger.
         depth: steps that may be scheduled and not settled; 2 is asynchronous scheduling.
         budget: most tokens of one step.
         max_model_len: most tokens of one stream.
@@ -74,8 +74,7 @@ class Setup:
     """
 
     block_size: int
-    window: int
-    sinks: tuple[int, ...]
+    kept: tuple[StreamPolicy, ...]
     depth: int
     budget: int
     max_model_len: int
@@ -88,24 +87,27 @@ class Setup:
             num_kv_heads=1,
             head_size=8,
             dtype=torch.float32,
-            sink_tokens=self.sinks[0],
-            window_tokens=self.window,
+            sink_tokens=self.kept[0].sink_tokens,
+            window_tokens=self.kept[0].window_tokens,
         )
 
     @property
     def largest_stream(self) -> int:
         """Blocks that the largest stream can hold; the pool must have them."""
         in_flight = self.depth * self.budget
-        return max(self.spec.max_blocks(s, in_flight, self.max_model_len) for s in self.sinks)
+        return max(self.spec.max_blocks(k, in_flight, self.max_model_len) for k in self.kept)
 
     @classmethod
     def draw(cls, rng: Random) -> Setup:
         """A random engine whose pool is small, but holds any one stream."""
         size = rng.choice([4, 16])
+        window = rng.choice([1, 2, size - 1, size, size + 1, 2 * size + 3])
+        sinks = rng.sample([0, 1, size // 2 + 1, size, size + 3, 2 * size + 1], 3)
+        windows = [window, window, rng.randint(1, window), rng.randint(1, window)]
         setup = cls(
             block_size=size,
-            window=rng.choice([1, 2, size - 1, size, size + 1, 2 * size + 3]),
-            sinks=tuple(rng.sample([0, 1, size // 2 + 1, size, size + 3, 2 * size + 1], 3)),
+            # The last one has the engine's sinks, or its own.
+            kept=tuple(map(StreamPolicy, [*sinks, rng.choice(sinks)], windows)),
             depth=rng.choice([1, 2]),
             budget=rng.randint(2, 3 * size),
             max_model_len=rng.randint(5 * size, 9 * size),
@@ -120,14 +122,14 @@ class Stream:
 
     Attributes:
         request: vLLM's.
-        sinks: ``S``.
+        kept: ``S`` and ``W``.
         total_tokens: the most tokens that it can have.
         identities: the key of each of its tokens.
         gone: tokens that rolled out, and from which index.
     """
 
     request: Request
-    sinks: int
+    kept: StreamPolicy
     total_tokens: int
     identities: list[Identity] = field(default_factory=list)
     gone: list[int] = field(default_factory=list)
@@ -160,7 +162,8 @@ class Engine:
         setup: sizes.
         rng: source of every choice.
         manager_class: the manager under test, or one that is wrong on purpose.
-        name_sinks: hash blocks under the request's ``S``, as ``StreamScheduling._open`` does.
+        name_kept: hash blocks under the request's ``S`` and ``W``, as ``StreamScheduling._open``
+            does.
     """
 
     def __init__(
@@ -168,9 +171,9 @@ class Engine:
         setup: Setup,
         rng: Random,
         manager_class: type[SinkWindowManager] = SinkWindowManager,
-        name_sinks: bool = True,
+        name_kept: bool = True,
     ) -> None:
-        self.setup, self.rng, self.name_sinks = setup, rng, name_sinks
+        self.setup, self.rng, self.name_kept = setup, rng, name_kept
         self.hash_block_size = setup.block_size
         self.kv = KVCacheManager(
             KVCacheConfig(setup.num_blocks, [], [KVCacheGroupSpec(["layer"], setup.spec)]),
@@ -198,7 +201,7 @@ class Engine:
 
     # -- what may happen --------------------------------------------------------------------------
 
-    def add(self, sinks: int, prompt: list[int], max_tokens: int) -> Stream:
+    def add(self, kept: StreamPolicy, prompt: list[int], max_tokens: int) -> Stream:
         """A request arrives (``add_request``)."""
         setup = self.setup
         request = Request(
@@ -209,21 +212,20 @@ class Engine:
             arrival_time=0.0,
             block_hasher=get_request_block_hasher(setup.block_size, HASH),
         )
-        default = setup.sinks[0]
+        default = setup.kept[0]
         total = min(len(prompt) + max_tokens, setup.max_model_len)
-        self.manager.open_stream(request.request_id, sinks)
-        if sinks != default and self.name_sinks:
-            request.block_hashes = SinkBlockHashes(sinks)
-            request._block_hasher = sink_block_hasher(
-                setup.block_size, HASH, sinks, min(sinks, default) + setup.window
-            )
+        self.manager.open_stream(request.request_id, kept)
+        if kept != default and self.name_kept:
+            shared = min(kept.sees_everything_below, default.sees_everything_below)
+            request.block_hashes = SinkBlockHashes(kept)
+            request._block_hasher = sink_block_hasher(setup.block_size, HASH, kept, shared)
             request.update_block_hashes()
-        stream = Stream(request, sinks, total)
+        stream = Stream(request, kept, total)
         self._identify(stream)
         self.live[request.request_id] = stream
         self.waiting.append(stream)
         self.counts["added"] += 1
-        self._did(f"add {request.request_id} S={sinks} prompt={len(prompt)} out={max_tokens}")
+        self._did(f"add {request.request_id} {tuple(kept)} prompt={len(prompt)} out={max_tokens}")
         return stream
 
     def schedule(self, budget: int, chunk: int) -> None:
@@ -424,8 +426,8 @@ class Engine:
         prefix = stream.identities[-1][0] if stream.identities else 0
         for t in range(len(stream.identities), len(tokens)):
             prefix = hash((prefix, tokens[t]))
-            sees_all = len(visible(t, stream.sinks, self.setup.window)) == t + 1
-            stream.identities.append((prefix, None if sees_all else stream.sinks))
+            sees_all = len(visible(t, *stream.kept)) == t + 1
+            stream.identities.append((prefix, None if sees_all else stream.kept))
 
     def _write(self, part: Part) -> None:
         size = self.setup.block_size
@@ -452,8 +454,7 @@ class Engine:
             self.counts["reads"] += 1
 
     def _reads(self, part: Part) -> set[int]:
-        window = self.setup.window
-        seen = (visible(t, part.stream.sinks, window) for t in range(part.start, part.end))
+        seen = (visible(t, *part.stream.kept) for t in range(part.start, part.end))
         return set[int]().union(*seen)
 
     # -- rules ------------------------------------------------------------------------------------
@@ -471,7 +472,7 @@ class Engine:
         if held - needed:
             self._fail("bound", f"{request.request_id} keeps blocks {sorted(held - needed)}")
         most = self.setup.spec.max_blocks(
-            stream.sinks, request.num_in_flight_tokens, stream.total_tokens
+            stream.kept, request.num_in_flight_tokens, stream.total_tokens
         )
         if len(held) > most:
             self._fail("bound", f"{request.request_id} holds {len(held)} blocks, more than {most}")
@@ -524,18 +525,18 @@ class Run:
     Args:
         seed: names the run.
         manager_class: see :class:`Engine`.
-        name_sinks: see :class:`Engine`.
+        name_kept: see :class:`Engine`.
     """
 
     def __init__(
         self,
         seed: int,
         manager_class: type[SinkWindowManager] = SinkWindowManager,
-        name_sinks: bool = True,
+        name_kept: bool = True,
     ) -> None:
         self.rng = Random(seed)
         self.setup = Setup.draw(self.rng)
-        self.engine = Engine(self.setup, self.rng, manager_class, name_sinks)
+        self.engine = Engine(self.setup, self.rng, manager_class, name_kept)
         self.threshold = self.rng.choice([1 << 30, self.rng.randint(1, self.setup.budget)])
 
     def __call__(self, ticks: int = 40) -> Counter[str]:
@@ -562,7 +563,7 @@ class Run:
             prompt = self._prompt()
             room = self.setup.max_model_len - len(prompt)
             most = max(1, min(room, 3 * self.setup.block_size))
-            engine.add(rng.choice(self.setup.sinks), prompt, rng.randint(1, most))
+            engine.add(rng.choice(self.setup.kept), prompt, rng.randint(1, most))
         elif dice < 0.28 and engine.running:
             engine.preempt(engine.running[-1])
         elif dice < 0.31 and engine.live:

@@ -17,6 +17,7 @@ from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from tests.property.driver import Run, Violation, visible
 from vllm_sink import policy
 from vllm_sink.cache.manager import SinkWindowManager
+from vllm_sink.policy import StreamPolicy
 
 RUNS, SHARDS = 2400, 8
 EVENTS = (
@@ -60,15 +61,16 @@ def test_rules_hold(shard: int) -> None:
     assert counts["restarted"] >= RUNS // SHARDS // 20
 
 
-def test_two_keys_are_the_same_exactly_below_the_smaller_sinks_and_the_window() -> None:
-    """The shadow's own premise: under S1 and S2 a token sees the same iff t < min(S1, S2) + W."""
-    for window in (1, 3, 8):
-        for one in range(5):
-            for other in range(one + 1, 6):
-                same = [
-                    t for t in range(20) if visible(t, one, window) == visible(t, other, window)
-                ]
-                assert same == list(range(min(20, one + window)))
+def test_two_keys_are_the_same_below_the_smaller_sum_of_sinks_and_window() -> None:
+    """The shadow's own premise, and why blocks are shared there: both tokens see everything."""
+    every = [StreamPolicy(sinks, window) for window in (1, 3, 8) for sinks in range(6)]
+    for one in every:
+        for other in every:
+            both = min(one.sees_everything_below, other.sees_everything_below)
+            for t in range(both):
+                assert visible(t, *one) == visible(t, *other) == set(range(t + 1))
+            if one.sees_everything_below != other.sees_everything_below:
+                assert visible(both, *one) != visible(both, *other)
 
 
 # -- managers that are wrong on purpose -----------------------------------------------------------
@@ -100,9 +102,11 @@ class ForgetsSinks(SinkWindowManager):
         self, request_id: str, processed_computed_tokens: int, num_prompt_tokens: int | None = None
     ) -> None:
         stream = self.stream(request_id)
-        sinks, stream.sink_tokens = stream.sink_tokens, max(0, stream.sink_tokens - self.block_size)
+        kept = stream.kept
+        fewer = max(0, kept.sink_tokens - self.block_size)
+        stream.kept = kept._replace(sink_tokens=fewer)
         super().remove_skipped_blocks(request_id, processed_computed_tokens, num_prompt_tokens)
-        stream.sink_tokens = sinks
+        stream.kept = kept
 
 
 class KeepsOneBlock(SinkWindowManager):
@@ -202,8 +206,8 @@ def test_a_wrong_manager_is_seen(wrong: type[SinkWindowManager]) -> None:
     assert seen.value.rule == WRONG[wrong]
 
 
-def test_hashes_without_sinks_are_seen() -> None:
+def test_hashes_without_sinks_and_windows_are_seen() -> None:
     """Sharing blocks among different S beyond where they see the same gives wrong keys."""
     with pytest.raises(Violation) as seen:
-        sweep(range(60), name_sinks=False)
+        sweep(range(60), name_kept=False)
     assert seen.value.rule in ("content", "freed")

@@ -35,6 +35,7 @@ def _tile(sinks: int | None) -> Tile:
         torch.tensor([[0], [3], [4], [7], [5], [9]]),
         torch.randint(0, SLOTS, index.shape),
         distance,
+        WINDOW,
     )
     if sinks:
         position = last.clamp(max=sinks + WINDOW - 1)[:, None]
@@ -107,14 +108,14 @@ def test_what_is_hidden_may_hold_anything(dtype: torch.dtype) -> None:
     layer = LayerParams(4, 2, 64, 0.125, WINDOW, False)
     seen, keys = 7, 20
     distance = torch.arange(keys).flip(0) - (keys - seen)
-    tile = Tile(torch.tensor([[1]]), torch.arange(keys)[None], distance[None, None])
+    tile = Tile(torch.tensor([[1]]), torch.arange(keys)[None], distance[None, None], WINDOW)
     assert int(tile.visible(WINDOW).sum()) == seen
     cache = torch.randn(keys, 2, 128).to(dtype)
     cache[seen:] = float("nan")
     query = torch.randn(3, 4, 64).to(dtype)
     output = torch.zeros_like(query)
     assert cpu_decode.attend(layer, tile, query, cache, output)
-    short = Tile(tile.queries, tile.window_slots[:, :seen], tile.distance[:, :, :seen])
+    short = Tile(tile.queries, tile.window_slots[:, :seen], tile.distance[:, :, :seen], WINDOW)
     plain = torch_provider._attend(layer, short, query[tile.queries].float(), cache.float())
     assert (output[1].float() - plain[0, 0]).abs().max() < 1e-2
 

@@ -15,16 +15,21 @@ from vllm.v1.request import Request
 from vllm_sink.cache.hashing import SinkBlockHashes, sink_block_hasher
 from vllm_sink.cache.manager import SinkWindowManager
 from vllm_sink.cache.spec import SinkWindowSpec
+from vllm_sink.policy import StreamPolicy
 
 SIZE = 4
 HASH = get_hash_fn_by_name("sha256")
+DEFAULT = StreamPolicy(5, 9)
 init_none_hash(HASH)
 
 
 def make_request(
-    tokens: Sequence[int], sinks: int | None = None, shared: int = 0, salt: str | None = None
+    tokens: Sequence[int],
+    kept: StreamPolicy | None = None,
+    default: StreamPolicy = DEFAULT,
+    salt: str | None = None,
 ) -> Request:
-    """A request hashed as vLLM does, or under its own ``S`` from token ``shared`` on."""
+    """A request hashed as vLLM does, or under what it keeps beside the engine's default."""
     request = Request(
         request_id="request",
         prompt_token_ids=list(tokens),
@@ -33,9 +38,10 @@ def make_request(
         block_hasher=get_request_block_hasher(SIZE, HASH),
         cache_salt=salt,
     )
-    if sinks is not None:
-        request.block_hashes = SinkBlockHashes(sinks)
-        request._block_hasher = sink_block_hasher(SIZE, HASH, sinks, shared)
+    if kept is not None:
+        shared = min(kept.sees_everything_below, default.sees_everything_below)
+        request.block_hashes = SinkBlockHashes(kept)
+        request._block_hasher = sink_block_hasher(SIZE, HASH, kept, shared)
         request.update_block_hashes()
     return request
 
@@ -192,63 +198,80 @@ def test_another_prefix_shares_nothing_from_there_on(differs: int) -> None:
     assert len(cache.hit(make_request(other))) == differs // SIZE
 
 
-# -- different sinks ------------------------------------------------------------------------------
+# -- requests that keep something else -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("window", [1, 3, 4, 9, 14])
+@pytest.mark.parametrize("own_window", [1, 4, 9, 14])
 @pytest.mark.parametrize(("default", "own"), [(4, 0), (0, 4), (4, 5), (5, 4), (1, 13), (13, 2)])
-def test_different_sinks_share_exactly_where_they_see_the_same(
-    window: int, default: int, own: int
+def test_blocks_are_shared_exactly_where_all_is_seen(
+    window: int, own_window: int, default: int, own: int
 ) -> None:
-    """A block is shared iff its last token lies below ``min(S1, S2) + W``."""
-    shared = min(default, own) + window
-    plain, named = make_request(TOKENS), make_request(TOKENS, own, shared)
+    """A block is shared iff its last token lies below the smaller ``S + W``."""
+    one, other = StreamPolicy(default, window), StreamPolicy(own, own_window)
+    shared = min(sum(one), sum(other))
+    plain, named = make_request(TOKENS), make_request(TOKENS, other, one)
     same = [a == b for a, b in zip(plain.block_hashes, named.block_hashes, strict=True)]
     assert same == [(i + 1) * SIZE <= shared for i in range(len(same))]
 
 
-@pytest.mark.parametrize("own", [0, 2, 9])
-def test_a_hit_ends_where_the_sinks_part(own: int) -> None:
-    """The default's blocks serve another ``S`` up to there, both ways round."""
-    default, window = 5, 9
-    shared = min(default, own) + window
-    plain, named = make_request(TOKENS), make_request(TOKENS, own, shared)
-    assert len(Cache(plain, default, window).hit(named)) == shared // SIZE
-    assert len(Cache(named, default, window).hit(plain)) == shared // SIZE
+@pytest.mark.parametrize("own", [(0, 9), (2, 9), (9, 9), (5, 3), (0, 2), (13, 6)])
+def test_a_hit_ends_where_they_part(own: tuple[int, int]) -> None:
+    """The default's blocks serve another up to there, both ways round."""
+    kept = StreamPolicy(*own)
+    shared = min(sum(DEFAULT), sum(kept))
+    plain, named = make_request(TOKENS), make_request(TOKENS, kept)
+    assert len(Cache(plain, *DEFAULT).hit(named)) == shared // SIZE
+    assert len(Cache(named, *DEFAULT).hit(plain)) == shared // SIZE
 
 
-def test_the_same_sinks_share_everything() -> None:
+def test_those_who_keep_the_same_share_everything() -> None:
     """Two requests that pin the same span are like two of the default."""
-    named = [make_request(TOKENS, 9, 14) for _ in range(2)]
-    cache = Cache(named[0], sinks=5, window=9)
+    named = [make_request(TOKENS, StreamPolicy(9, 9)) for _ in range(2)]
+    cache = Cache(named[0], *DEFAULT)
     assert cache.places(named[1]) == [0, 1, 2, *[None] * 5, 8, 9]
 
 
-def test_two_named_sinks_never_meet_beyond_the_default() -> None:
-    """S 8 and S 9 are both past the default's span when they differ."""
-    one, other = make_request(TOKENS, 8, 5 + 9), make_request(TOKENS, 9, 5 + 9)
-    assert len(Cache(one, 5, 9).hit(other)) == (5 + 9) // SIZE
+def test_a_smaller_window_reads_less_of_a_hit() -> None:
+    """W = 4: of 40 tokens' blocks the last is read, which holds 37 to 39, and the sinks."""
+    named = [make_request(TOKENS, StreamPolicy(5, 4)) for _ in range(2)]
+    cache = Cache(named[0], *DEFAULT)
+    assert cache.places(named[1]) == [0, 1, *[None] * 7, 9]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [((8, 9), (9, 9)), ((8, 9), (8, 8)), ((8, 9), (9, 8)), ((5, 8), (5, 7))]
+)
+def test_two_that_keep_something_else_never_meet_beyond_the_default(
+    one: tuple[int, int], other: tuple[int, int]
+) -> None:
+    """Even where both of their sums are larger: their hashes name what they keep."""
+    requests = [make_request(TOKENS, StreamPolicy(*kept)) for kept in (one, other)]
+    shared = min(sum(DEFAULT), sum(one), sum(other))
+    assert len(Cache(requests[0], *DEFAULT).hit(requests[1])) == shared // SIZE
 
 
 def test_the_lookup_pins_the_sinks_of_the_request() -> None:
     """``S`` travels on the hashes: with S = 9 the third block must be there, with 5 it need not."""
-    cache = Cache(make_request(TOKENS, 9, 14), sinks=5, window=9)
+    cache = Cache(make_request(TOKENS, StreamPolicy(9, 9)), *DEFAULT)
     cache.evict(2)
-    assert cache.places(make_request(TOKENS, 9, 14)) == [0, 1]
+    assert cache.places(make_request(TOKENS, StreamPolicy(9, 9))) == [0, 1]
 
 
 def test_hashes_grow_with_the_output() -> None:
-    """Hashing as tokens come gives what hashing at once gives, and keeps ``S`` on the list."""
-    at_once, growing = make_request(TOKENS, 2, 11), make_request(TOKENS[:6], 2, 11)
+    """Hashing as tokens come gives what hashing at once gives, and keeps both on the list."""
+    kept = StreamPolicy(2, 7)
+    at_once, growing = make_request(TOKENS, kept), make_request(TOKENS[:6], kept)
     for token in TOKENS[6:]:
         growing.append_output_token_ids(token)
     assert isinstance(growing.block_hashes, SinkBlockHashes)
-    assert growing.block_hashes.sink_tokens == 2
+    assert growing.block_hashes.kept == kept
     assert growing.block_hashes == at_once.block_hashes
 
 
 def test_a_salt_still_parts() -> None:
     """vLLM's own extra keys stay in the hash."""
-    salted = make_request(TOKENS, 2, 11, salt="tenant")
-    assert not set(salted.block_hashes) & set(make_request(TOKENS, 2, 11).block_hashes)
+    kept = StreamPolicy(2, 9)
+    salted = make_request(TOKENS, kept, salt="tenant")
+    assert not set(salted.block_hashes) & set(make_request(TOKENS, kept).block_hashes)
     assert salted.block_hashes[0] == make_request(TOKENS, salt="tenant").block_hashes[0]

@@ -32,6 +32,7 @@ def _tile(runs: int, queries: int, window: int, sinks: int, first: int) -> Tile:
         torch.arange(runs * queries).view(runs, queries),
         torch.randint(0, SLOTS, index.shape),
         distance,
+        window,
         torch.randint(0, SLOTS, (runs, sinks)),
         sink <= query[:, :, None] - window,
         query - position,

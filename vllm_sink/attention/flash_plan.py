@@ -99,7 +99,8 @@ class FlashPlan:
     def fill(self, step: PagedStep) -> None:
         """Set the step's compact tables, its plan and its splits."""
         shape = self.shape
-        if step.max_query_len == 1 and providers.fuses_decode(shape.provider):
+        decodes = step.max_query_len == 1 and providers.fuses_decode(shape.provider)
+        if decodes or not step.one_window:
             return
         columns = compact_columns(shape.window_tokens, step.max_query_len, shape.block_size)
         step.window_table = self.table[: step.num_reqs, :columns]

@@ -2,7 +2,8 @@
 
 FlashAttention (Dao et al., arXiv 2205.14135; 3: Shah et al., arXiv 2407.08608) as vLLM ships it,
 over the compact block tables of ``flash_plan``. With ``flash+triton``, steps that only decode go to
-the fused kernel: one launch instead of two or three, and ahead at every batch that was measured.
+the fused kernel: one launch instead of two or three, and ahead at every batch that was measured. So
+do steps in which some request has a window of its own.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ class FlashProvider:
     ) -> None:
         """Attention of a step; shapes as in ``FusedKernel.attend``."""
         layer = self.layer
-        if step.max_query_len == 1 and providers.fuses_decode(self.provider):
+        decodes = step.max_query_len == 1 and providers.fuses_decode(self.provider)
+        # FlashAttention takes one window for all rows.
+        if decodes or not step.one_window:
             self.fused.attend(step, query, key_cache, value_cache, output)
             return
         sinks = layer.sinks and step.past_window

@@ -56,16 +56,16 @@ class SinkMetadataBuilder(AttentionMetadataBuilder[SinkMetadata]):
         assert kv_policy is not None
         self.spec = kv_cache_spec
         self.provider = kv_policy.provider
-        self.cutter = TileCutter(kv_cache_spec.block_size, kv_cache_spec.window_tokens)
+        self.cutter = TileCutter(kv_cache_spec.block_size)
         self.plan: FlashPlan | None = None
         if not providers.is_paged(self.provider):
             return
         scheduler = vllm_config.scheduler_config
         most = vllm_config.compilation_config.max_cudagraph_capture_size or 0
         rows = max(scheduler.max_num_seqs, most)
-        # The device's copy of every row's S, and what it was last set to.
-        self._sinks = torch.full((rows,), self.spec.sink_tokens, dtype=torch.int32, device=device)
-        self._sinks_set = np.full(rows, self.spec.sink_tokens, dtype=np.int32)
+        # S and W of every row, [2, rows]: as they were last set, and the device's copy.
+        self._kept_set = np.repeat(np.array(self.spec.default, dtype=np.int32)[:, None], rows, 1)
+        self._kept = torch.from_numpy(self._kept_set.copy()).to(device)
         if providers.needs_compact_tables(self.provider):
             from vllm_sink.attention.flash_plan import FlashPlan, FlashShape
 
@@ -103,10 +103,12 @@ class SinkMetadataBuilder(AttentionMetadataBuilder[SinkMetadata]):
             starts = step.query_start_loc_cpu[: step.num_reqs + 1].tolist()
             tokens = starts[-1]
             lengths = self._lengths(step)
-            tiles = self.cutter.cut(step, starts, lengths, self._row_sinks(step).tolist())
+            tiles = self.cutter.cut(step, starts, lengths, *self._rows_kept(step).tolist())
             return SinkMetadata(tokens, step.slot_mapping[:tokens], tiles)
         tokens = step.num_actual_tokens
-        sinks = self._row_sinks(step)
+        kept = self._rows_kept(step)
+        least_window = int(kept[1].min())
+        sinks, windows = self._upload(kept)
         bound = step.seq_lens_cpu_upper_bound
         longest = step.max_seq_len if bound is None else int(bound.max())
         paged = PagedStep(
@@ -117,21 +119,24 @@ class SinkMetadataBuilder(AttentionMetadataBuilder[SinkMetadata]):
             seq_lens=step.seq_lens,
             block_table=step.block_table_tensor,
             positions=step.positions,
-            sinks=self._upload(sinks),
+            sinks=sinks,
+            windows=windows,
             block_size=self.spec.block_size,
             window_tokens=self.spec.window_tokens,
-            past_window=capture or longest > self.spec.window_tokens,
+            past_window=capture or longest > least_window,
+            one_window=least_window == self.spec.window_tokens,
         )
         if self.plan is not None:
             self.plan.fill(paged)
         if providers.needs_host(self.provider):
-            paged.host = self._host(step, sinks)
+            paged.host = self._host(step, kept)
         return SinkMetadata(tokens, step.slot_mapping, paged=paged)
 
-    def _row_sinks(self, step: CommonAttentionMetadata) -> np.ndarray:
+    def _rows_kept(self, step: CommonAttentionMetadata) -> np.ndarray:
+        """Int32 [2, num_reqs]: ``S`` and ``W`` of each row."""
         if self.rows is None:
-            return np.full(step.num_reqs, self.spec.sink_tokens, dtype=np.int32)
-        return self.rows.sink_tokens(step)
+            return np.repeat(np.array(self.spec.default, np.int32)[:, None], step.num_reqs, 1)
+        return self.rows.kept(step)
 
     def _lengths(self, step: CommonAttentionMetadata) -> list[int]:
         """Bookkeeping lengths; exact on the host already, since nothing is speculated."""
@@ -139,18 +144,21 @@ class SinkMetadataBuilder(AttentionMetadataBuilder[SinkMetadata]):
         lengths: list[int] = (step.seq_lens if bound is None else bound)[: step.num_reqs].tolist()
         return lengths
 
-    def _upload(self, sinks: np.ndarray) -> torch.Tensor:
+    def _upload(self, kept: np.ndarray) -> torch.Tensor:
         """Rows change when requests come and go; from token to token nothing is copied."""
-        n = len(sinks)
-        if not np.array_equal(self._sinks_set[:n], sinks):
-            self._sinks_set[:n] = sinks
-            # Pinned by torch's caching allocator, which keeps it until the copy is done.
-            self._sinks[:n].copy_(torch.from_numpy(sinks).pin_memory(), non_blocking=True)
-        return self._sinks[:n]
+        n = kept.shape[1]
+        if not np.array_equal(self._kept_set[:, :n], kept):
+            self._kept_set[:, :n] = kept
+            # Whole, so that it is one copy. Pinned by torch's caching allocator, which keeps it
+            # until the copy is done.
+            pinned = torch.from_numpy(self._kept_set).pin_memory()
+            self._kept.copy_(pinned, non_blocking=True)
+        return self._kept[:, :n]
 
-    def _host(self, step: CommonAttentionMetadata, sinks: np.ndarray) -> HostStep:
+    def _host(self, step: CommonAttentionMetadata, kept: np.ndarray) -> HostStep:
         return HostStep(
             query_lens=step.query_start_loc_cpu[: step.num_reqs + 1].diff().tolist(),
             seq_lens=self._lengths(step),
-            sinks=sinks.tolist(),
+            sinks=kept[0].tolist(),
+            windows=kept[1].tolist(),
         )

@@ -169,6 +169,12 @@ def in_cuda_graphs(provider: str) -> bool:
     return provider in ("flash", "flash+triton", "triton")
 
 
+def takes_windows(provider: str) -> bool:
+    """Whether a request may have a window of its own: not in a graph of FlashAttention's, which
+    holds one number for all rows."""
+    return provider != "flash"
+
+
 def fuses_decode(provider: str) -> bool:
     """Whether steps that only decode go to the fused kernel."""
     return provider in ("triton", "flash+triton")

@@ -1,4 +1,4 @@
-"""How many tokens each row of a batch pins, told by vLLM's model runner."""
+"""What each row of a batch keeps, told by vLLM's model runner."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ import numpy as np
 from vllm.v1.attention.backend import CommonAttentionMetadata
 
 from vllm_sink import compat
-from vllm_sink.request_args import sink_tokens_of
+from vllm_sink.policy import StreamPolicy
+from vllm_sink.request_args import stream_policy_of
 
 
 class BatchRows(ABC):
-    """``S`` of each row of a step."""
+    """``S`` and ``W`` of each row of a step."""
 
     @abstractmethod
-    def sink_tokens(self, step: CommonAttentionMetadata) -> np.ndarray:
-        """``S`` of the first ``step.num_reqs`` rows, int32; the engine's own for padding."""
+    def kept(self, step: CommonAttentionMetadata) -> np.ndarray:
+        """Int32 [2, step.num_reqs], ``S`` and ``W``; the engine's own for padding."""
 
 
 class _V1Runner(Protocol):
@@ -29,21 +30,21 @@ class _V1Runner(Protocol):
 class V1Rows(BatchRows):
     """Reads the batch of the V1 runner (``v1/worker/gpu_model_runner.py``) as a step is built."""
 
-    def __init__(self, runner: _V1Runner, default_sink_tokens: int) -> None:
+    def __init__(self, runner: _V1Runner, default: StreamPolicy) -> None:
         self._runner = runner
-        self._default = default_sink_tokens
+        self._default = default
 
-    def sink_tokens(self, step: CommonAttentionMetadata) -> np.ndarray:
+    def kept(self, step: CommonAttentionMetadata) -> np.ndarray:
         requests = self._runner.requests
         ids: Sequence[str | None] = self._runner.input_batch.req_ids[: step.num_reqs]
         rows = [
-            sink_tokens_of(state.sampling_params, self._default)
+            stream_policy_of(state.sampling_params, self._default)
             if request_id is not None and (state := requests.get(request_id)) is not None
             else self._default
             for request_id in ids
         ]
         rows += [self._default] * (step.num_reqs - len(rows))
-        return np.array(rows, dtype=np.int32)
+        return np.array(rows, dtype=np.int32).T
 
 
 class V2Rows(BatchRows):
@@ -51,17 +52,17 @@ class V2Rows(BatchRows):
     which of them join it, and which of its rows a step is about.
     """
 
-    def __init__(self, model_state: Any, max_requests: int, default_sink_tokens: int) -> None:
-        self._default = default_sink_tokens
-        self._sinks = np.full(max_requests, default_sink_tokens, dtype=np.int32)
+    def __init__(self, model_state: Any, max_requests: int, default: StreamPolicy) -> None:
+        self._default = default
+        self._kept = _repeated(default, max_requests)
         # Of the step that is being built; nothing in a warm-up's.
         self._known: np.ndarray | None = None
-        compat.wrap_method_of(model_state, "add_request", self._with_sinks)
+        compat.wrap_method_of(model_state, "add_request", self._with_policy)
         compat.wrap_method_of(model_state, "prepare_attn", self._with_known_rows)
 
-    def _with_sinks(self, add_request: Any) -> Any:
+    def _with_policy(self, add_request: Any) -> Any:
         def add(req_index: int, new_req_data: Any) -> None:
-            self._sinks[req_index] = sink_tokens_of(new_req_data.sampling_params, self._default)
+            self._kept[:, req_index] = stream_policy_of(new_req_data.sampling_params, self._default)
             add_request(req_index, new_req_data)
 
         return add
@@ -76,16 +77,21 @@ class V2Rows(BatchRows):
 
         return prepare
 
-    def sink_tokens(self, step: CommonAttentionMetadata) -> np.ndarray:
-        rows = np.full(step.num_reqs, self._default, dtype=np.int32)
+    def kept(self, step: CommonAttentionMetadata) -> np.ndarray:
+        rows = _repeated(self._default, step.num_reqs)
         if self._known is not None:
             known = self._known[: step.num_reqs]
-            rows[: len(known)] = self._sinks[known]
+            rows[:, : len(known)] = self._kept[:, known]
         return rows
 
 
-def rows_of(runner: Any, use_v2: bool, default_sink_tokens: int) -> BatchRows:
+def _repeated(kept: StreamPolicy, rows: int) -> np.ndarray:
+    """Int32 [2, rows]."""
+    return np.repeat(np.array(kept, dtype=np.int32)[:, None], rows, axis=1)
+
+
+def rows_of(runner: Any, use_v2: bool, default: StreamPolicy) -> BatchRows:
     """The rows of a model runner."""
     if use_v2:
-        return V2Rows(runner.model_state, runner.max_num_reqs, default_sink_tokens)
-    return V1Rows(runner, default_sink_tokens)
+        return V2Rows(runner.model_state, runner.max_num_reqs, default)
+    return V1Rows(runner, default)

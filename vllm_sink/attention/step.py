@@ -14,12 +14,13 @@ class HostStep:
     Attributes:
         query_lens: tokens of each row in this step.
         seq_lens: bookkeeping length of each row, this step included.
-        sinks: ``S`` of each row.
+        sinks, windows: ``S`` and ``W`` of each row.
     """
 
     query_lens: list[int]
     seq_lens: list[int]
     sinks: list[int]
+    windows: list[int]
 
 
 @dataclass
@@ -37,11 +38,13 @@ class PagedStep:
             evicted blocks are null and must not be read.
         positions: int64 [num_tokens], the true index of each token.
         sinks: int32 [num_reqs], ``S`` of each row.
+        windows: int32 [num_reqs], ``W`` of each row.
         block_size: tokens of a block.
-        window_tokens: ``W`` of the engine.
+        window_tokens: ``W`` of the engine: no row's is larger.
+        one_window: every row's ``W`` is the engine's.
         past_window: whether some query may see a sink.
-        window_table: int32 [num_reqs, columns], for ``flash``: the row's blocks from the first
-            that the window of its first query touches.
+        window_table: int32 [num_reqs, columns], for ``flash`` where all rows have one window: the
+            row's blocks from the first that the window of its first query touches.
         window_lens: int32 [num_reqs], ``seq_lens`` less the tokens before that block.
         max_window_len: no row's ``window_lens`` is larger.
         scheduler_metadata: FlashAttention 3's own plan of the step.
@@ -57,9 +60,11 @@ class PagedStep:
     block_table: torch.Tensor
     positions: torch.Tensor
     sinks: torch.Tensor
+    windows: torch.Tensor
     block_size: int
     window_tokens: int
     past_window: bool
+    one_window: bool = True
     window_table: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int32))
     window_lens: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int32))
     max_window_len: int = 0

@@ -19,6 +19,8 @@ from typing import TypeVar
 import torch
 from vllm.v1.attention.backend import CommonAttentionMetadata
 
+from vllm_sink.policy import StreamPolicy
+
 T = TypeVar("T")
 
 #: Queries of a run of prefill: what a run reads beyond its windows is at most this many keys.
@@ -40,12 +42,14 @@ class Tile:
         sink_visible: bool [n, q, S], the sinks that have left the window of a query.
         evicted: int64 [n, q], e(t).
         sink_distance: int64 [n, q, S], cache position of the query less that of the sink.
+        window_tokens: ``W`` of its streams.
         known: what layers have worked out of the above; see `once`.
     """
 
     queries: torch.Tensor
     window_slots: torch.Tensor
     distance: torch.Tensor
+    window_tokens: int
     sink_slots: torch.Tensor | None = None
     sink_visible: torch.Tensor | None = None
     evicted: torch.Tensor | None = None
@@ -64,12 +68,13 @@ class Tile:
 
     def visible(self, window_tokens: int) -> torch.Tensor:
         """bool [n, q, k]: the window keys that a layer with this window sees."""
-        return (self.distance >= 0) & (self.distance < window_tokens)
+        return (self.distance >= 0) & (self.distance < min(window_tokens, self.window_tokens))
 
     def part(self, runs: slice) -> Tile:
         """Some runs of the tile."""
-        tensors = ((f.name, getattr(self, f.name)) for f in fields(self) if f.name != "known")
-        return Tile(**{k: None if t is None else t[runs] for k, t in tensors})  # type: ignore[arg-type]
+        every = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "known"}
+        parts = {k: v[runs] if isinstance(v, torch.Tensor) else v for k, v in every.items()}
+        return Tile(**parts)
 
 
 @dataclass(frozen=True)
@@ -78,11 +83,9 @@ class TileCutter:
 
     Attributes:
         block_size: tokens of a block.
-        window_tokens: ``W`` of the engine.
     """
 
     block_size: int
-    window_tokens: int
 
     def cut(
         self,
@@ -90,6 +93,7 @@ class TileCutter:
         starts: list[int],
         lengths: list[int],
         sinks: list[int],
+        windows: list[int],
     ) -> list[Tile]:
         """Every query of the step in exactly one tile.
 
@@ -97,20 +101,19 @@ class TileCutter:
             step: vLLM's description of it, with positions.
             starts: where the tokens of each row begin, and where the last one's end.
             lengths: bookkeeping length of each row.
-            sinks: ``S`` of each row.
+            sinks, windows: ``S`` and ``W`` of each row.
         """
         tiles: list[Tile] = []
-        decodes: dict[int, list[int]] = {}
+        decodes: dict[StreamPolicy, list[int]] = {}
         for row in range(step.num_reqs):
             count = starts[row + 1] - starts[row]
+            kept = StreamPolicy(sinks[row], windows[row])
             if count == 1:
-                decodes.setdefault(sinks[row], []).append(row)
+                decodes.setdefault(kept, []).append(row)
             elif count > 1:
-                tiles += self._prefill_tiles(
-                    step, row, starts[row], count, lengths[row], sinks[row]
-                )
-        for sink_tokens, rows in decodes.items():
-            tiles.append(self._decode_tile(step, rows, starts, lengths, sink_tokens))
+                tiles += self._prefill_tiles(step, row, starts[row], count, lengths[row], kept)
+        for kept, rows in decodes.items():
+            tiles.append(self._decode_tile(step, rows, starts, lengths, kept))
         return tiles
 
     def _slots(self, table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -125,18 +128,16 @@ class TileCutter:
         start: int,
         count: int,
         length: int,
-        sink_tokens: int,
+        kept: StreamPolicy,
     ) -> list[Tile]:
         """The whole runs of a prefill chunk in one tile, what is left in another."""
         whole = count // RUN
         tiles = []
         if whole:
-            tiles.append(self._runs(step, row, start, length - count, whole, RUN, sink_tokens))
+            tiles.append(self._runs(step, row, start, length - count, whole, RUN, kept))
         if left := count - whole * RUN:
             at = whole * RUN
-            tiles.append(
-                self._runs(step, row, start + at, length - count + at, 1, left, sink_tokens)
-            )
+            tiles.append(self._runs(step, row, start + at, length - count + at, 1, left, kept))
         return tiles
 
     def _runs(
@@ -147,11 +148,11 @@ class TileCutter:
         first: int,
         runs: int,
         queries: int,
-        sink_tokens: int,
+        kept: StreamPolicy,
     ) -> Tile:
         """A tile of ``runs`` runs of ``queries`` queries, from bookkeeping index ``first`` on."""
         device = step.block_table_tensor.device
-        window = self.window_tokens
+        window = kept.window_tokens
         table = step.block_table_tensor[row : row + 1].expand(runs, -1)
         offset = torch.arange(runs * queries, device=device).view(runs, queries)
         query = first + offset
@@ -160,10 +161,10 @@ class TileCutter:
         index = query[:, -1:] - torch.arange(span - 1, -1, -1, device=device)
         distance = query[:, :, None] - index[:, None, :]
         distance.masked_fill_((index < 0)[:, None], -1)
-        tile = Tile(start + offset, self._slots(table, index.clamp(min=0)), distance)
-        if sink_tokens and first + runs * queries - 1 >= window:
+        tile = Tile(start + offset, self._slots(table, index.clamp(min=0)), distance, window)
+        if kept.sink_tokens and first + runs * queries - 1 >= window:
             assert step.positions is not None
-            self._add_sinks(tile, table, query, step.positions[tile.queries], sink_tokens)
+            self._add_sinks(tile, table, query, step.positions[tile.queries], kept)
         return tile
 
     def _decode_tile(
@@ -172,7 +173,7 @@ class TileCutter:
         rows: list[int],
         starts: list[int],
         lengths: list[int],
-        sink_tokens: int,
+        kept: StreamPolicy,
     ) -> Tile:
         device = step.block_table_tensor.device
         every_row = len(rows) == step.num_reqs
@@ -180,17 +181,17 @@ class TileCutter:
         table = table if every_row else table[torch.tensor(rows, device=device)]
         last = torch.tensor([lengths[r] - 1 for r in rows], device=device)
         at = torch.tensor([starts[r] for r in rows], device=device)
-        window = self.window_tokens
+        window = kept.window_tokens
         low = (last - (window - 1)).clamp(min=0)
         span = min(window, max(lengths[r] for r in rows))
         index = low[:, None] + torch.arange(span, device=device)
         # Shorter rows are padded with keys of their future, which `distance` masks.
         distance = last[:, None, None] - index[:, None, :]
         slots = self._slots(table, torch.minimum(index, last[:, None]))
-        tile = Tile(at[:, None], slots, distance)
-        if sink_tokens and max(lengths[r] for r in rows) - 1 >= window:
+        tile = Tile(at[:, None], slots, distance, window)
+        if kept.sink_tokens and max(lengths[r] for r in rows) - 1 >= window:
             assert step.positions is not None
-            self._add_sinks(tile, table, last[:, None], step.positions[tile.queries], sink_tokens)
+            self._add_sinks(tile, table, last[:, None], step.positions[tile.queries], kept)
         return tile
 
     def _add_sinks(
@@ -199,18 +200,17 @@ class TileCutter:
         table: torch.Tensor,
         query: torch.Tensor,
         positions: torch.Tensor,
-        sink_tokens: int,
+        kept: StreamPolicy,
     ) -> None:
         """The sink part of a tile: ``query`` and ``positions`` are int64 [n, q].
 
         A sink that still lies in the window of a query is read there, at its own distance.
         """
-        window = self.window_tokens
-        sink = torch.arange(sink_tokens, device=table.device)
+        sink = torch.arange(kept.sink_tokens, device=table.device)
         # A stream that is shorter than its sinks has no blocks for all of them, and sees none.
         known = torch.minimum(sink[None], query[:, -1:])
         tile.sink_slots = self._slots(table, known)
-        tile.sink_visible = sink <= query[:, :, None] - window
-        position = positions.clamp(max=sink_tokens + window - 1)
+        tile.sink_visible = sink <= query[:, :, None] - kept.window_tokens
+        position = positions.clamp(max=kept.sees_everything_below - 1)
         tile.evicted = positions - position
         tile.sink_distance = position[:, :, None] - sink

@@ -87,10 +87,11 @@ def _step(runner: Any, builder: SinkMetadataBuilder, counts: list[int], window: 
         block_table=table,
         positions=torch.full((sum(counts),), length, dtype=torch.int64, device=device),
         sinks=torch.full((rows,), 4, dtype=torch.int32, device=device),
+        windows=torch.full((rows,), window, dtype=torch.int32, device=device),
         block_size=builder.spec.block_size,
         window_tokens=window,
         past_window=True,
-        host=HostStep(counts, [length] * rows, [4] * rows),
+        host=HostStep(counts, [length] * rows, [4] * rows, [window] * rows),
     )
     if builder.plan is not None:
         builder.plan.fill(step)

@@ -5,7 +5,7 @@ xformers 0.0.35 has no paged bias with a window, and its one paged op without th
 sees are gathered one run after the other, and met under biases for runs of any length::
 
     window   BlockDiagonalCausalLocalAttentionFromBottomRightMask: the last query of a run stands
-             at its last key, each query sees W keys back
+             at its last key, each query sees W keys back; rows of one W in one call
     sinks    the same with no key too far back, for runs that see one sink more a query
              (the staircase) and for single queries; BlockDiagonalMask for runs that see all
 
@@ -48,17 +48,25 @@ class Run(NamedTuple):
     keys: int
 
 
-def window_runs(host: HostStep, window: int) -> Iterator[Run]:
-    """The new tokens of every row, each run with the windows of its queries."""
+def window_runs(host: HostStep, most: int) -> dict[int, list[Run]]:
+    """The new tokens of every row, each run with the windows of its queries, by their ``W``.
+
+    Args:
+        host: the rows.
+        most: the layer's own window, where it is smaller than a row's.
+    """
+    runs: dict[int, list[Run]] = {}
     token = 0
     for row, (count, length) in enumerate(zip(host.query_lens, host.seq_lens, strict=True)):
         if count:
+            window = min(most, host.windows[row])
             low = max(0, length - count - window + 1)
-            yield Run(row, token, count, low, length - low)
+            runs.setdefault(window, []).append(Run(row, token, count, low, length - low))
         token += count
+    return runs
 
 
-def sink_runs(host: HostStep, window: int) -> tuple[list[Run], list[Run]]:
+def sink_runs(host: HostStep) -> tuple[list[Run], list[Run]]:
     """Runs of the queries that see sinks: ``(stairs, whole)``.
 
     In ``stairs`` the last query sees all keys of its run, the one before it one less, and so on;
@@ -69,7 +77,7 @@ def sink_runs(host: HostStep, window: int) -> tuple[list[Run], list[Run]]:
     end = 0
     for row, (count, length) in enumerate(zip(host.query_lens, host.seq_lens, strict=True)):
         end += count
-        sinks = host.sinks[row]
+        sinks, window = host.sinks[row], host.windows[row]
         # Query i sees the sinks up to i - W: none before W, all from S + W - 1 on.
         first = max(length - count, window)
         if not sinks or first >= length:
@@ -225,24 +233,25 @@ class XformersProvider:
         most_keys = BYTES_AT_ONCE // (2 * heads * layer.head_size * query.element_size())
         lse = torch.empty(query.shape[:2], dtype=torch.float32, device=query.device)
 
-        for runs in batches(window_runs(host, layer.window_tokens), most_keys):
-            batch = Batch(runs, query.device)
-            out, lse_part = self._partial(
-                step, batch, query[batch.token], key_cache, value_cache, layer.window_tokens
-            )
-            output[batch.token], lse[batch.token] = out, lse_part
+        for window, of_window in window_runs(host, layer.window_tokens).items():
+            for runs in batches(of_window, most_keys):
+                batch = Batch(runs, query.device)
+                out, lse_part = self._partial(
+                    step, batch, query[batch.token], key_cache, value_cache, window
+                )
+                output[batch.token], lse[batch.token] = out, lse_part
         if not layer.sinks:
             return
-        stairs, whole = sink_runs(host, step.window_tokens)
+        stairs, whole = sink_runs(host)
         for of_stairs, all_runs in ((True, stairs), (False, whole)):
             for runs in batches(all_runs, most_keys):
                 batch = Batch(runs, query.device)
                 turned = self._turned(step, batch, query)
                 # As far back as the longest run: for a single query, all its keys. (Were there no
                 # window, FlashAttention would give such queries a layout of their own.)
-                window = max(r.keys for r in runs) if of_stairs else None
+                reach = max(r.keys for r in runs) if of_stairs else None
                 sink_out, sink_lse = self._partial(
-                    step, batch, turned, key_cache, value_cache, window
+                    step, batch, turned, key_cache, value_cache, reach
                 )
                 parts = [output[batch.token][None], sink_out[None]]
                 lses = [lse[batch.token].T[None], sink_lse.T[None]]
@@ -252,9 +261,10 @@ class XformersProvider:
     def _turned(self, step: PagedStep, batch: Batch, query: torch.Tensor) -> torch.Tensor:
         """The queries of ``batch`` as they meet the sinks: [queries, num_heads, head_size]."""
         assert step.host is not None
-        sinks = [step.host.sinks[r.row] for r in batch.runs]
-        # The cache position at which a stream of S sinks stands still.
-        last = torch.tensor(sinks, device=query.device) + (step.window_tokens - 1)
+        host = step.host
+        # The cache position at which each stream stands still.
+        still = [host.sinks[r.row] + host.windows[r.row] - 1 for r in batch.runs]
+        last = torch.tensor(still, device=query.device)
         evicted = (step.positions[batch.token] - last[batch.run]).clamp(min=0)
         turned = self.layer.turn_back(query[batch.token][None], evicted[None])
         return turned[0].to(query.dtype)

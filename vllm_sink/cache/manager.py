@@ -21,6 +21,7 @@ from vllm.v1.core.single_type_kv_cache_manager import SingleTypeKVCacheManager
 from vllm_sink import policy
 from vllm_sink.cache.counts import CacheCounts
 from vllm_sink.cache.hashing import SinkBlockHashes
+from vllm_sink.policy import StreamPolicy
 
 if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool
@@ -34,7 +35,7 @@ class Stream:
     """What the manager keeps of a request that vLLM knows.
 
     Attributes:
-        sink_tokens: ``S`` of the request.
+        kept: ``S`` and ``W`` of the request.
         settled_tokens: computed by steps that are over; a step in flight still reads its window.
         held: blocks that it holds now, shared ones included.
         hit_tokens: a prefix hit spared it their computation, at its last admission.
@@ -44,7 +45,7 @@ class Stream:
     All counts of tokens are in bookkeeping indices, which a rollover lowers.
     """
 
-    sink_tokens: int
+    kept: StreamPolicy
     settled_tokens: int = 0
     held: int = 0
     hit_tokens: int = 0
@@ -59,26 +60,25 @@ class SinkWindowManager(SingleTypeKVCacheManager):
 
     def __init__(self, kv_cache_spec: SinkWindowSpec, **kwargs: Any) -> None:
         super().__init__(kv_cache_spec, **kwargs)
-        self.window_tokens = kv_cache_spec.window_tokens
         # Most tokens that may be scheduled and not settled; the scheduler sets the real figure.
-        self.max_in_flight_tokens = self.window_tokens
+        self.max_in_flight_tokens = kv_cache_spec.window_tokens
         self.streams: dict[str, Stream] = {}
         self.counts = CacheCounts()
 
     # -- streams come and go --------------------------------------------------------------------
 
-    def open_stream(self, request_id: str, sink_tokens: int) -> None:
+    def open_stream(self, request_id: str, kept: StreamPolicy) -> None:
         """Tell the manager of a request before it is first scheduled."""
-        self.streams[request_id] = Stream(sink_tokens)
+        self.streams[request_id] = Stream(kept)
 
     def close_stream(self, request_id: str) -> None:
         """Forget a finished request."""
         self.streams.pop(request_id, None)
 
     def stream(self, request_id: str) -> Stream:
-        """The stream of a request; made up with the engine's ``S`` if nobody opened it."""
+        """The stream of a request; made up with the engine's policy if nobody opened it."""
         if request_id not in self.streams:
-            self.open_stream(request_id, self.kv_cache_spec.sink_tokens)
+            self.open_stream(request_id, self.kv_cache_spec.default)
         return self.streams[request_id]
 
     # -- admission ------------------------------------------------------------------------------
@@ -93,7 +93,7 @@ class SinkWindowManager(SingleTypeKVCacheManager):
         stream = self.stream(request_id)
         total = num_tokens + stream.waiting_tokens
         in_flight = max(1, min(self.max_in_flight_tokens, total))
-        return self.kv_cache_spec.max_blocks(stream.sink_tokens, in_flight, total)
+        return self.kv_cache_spec.max_blocks(stream.kept, in_flight, total)
 
     @override
     def get_num_blocks_to_allocate(
@@ -154,7 +154,7 @@ class SinkWindowManager(SingleTypeKVCacheManager):
         stream.held += len(live)
         stream.hit_tokens = num_local_computed_tokens
         if live:
-            pinned = policy.sink_blocks(stream.sink_tokens, self.block_size)
+            pinned = policy.sink_blocks(stream.kept.sink_tokens, self.block_size)
             if len(blocks) <= pinned:
                 self.counts.hits_within_sinks += 1
             else:
@@ -190,8 +190,10 @@ class SinkWindowManager(SingleTypeKVCacheManager):
         blocks = self.req_to_blocks.get(request_id)
         if not blocks:
             return
-        first = policy.sink_blocks(stream.sink_tokens, self.block_size)
-        last = policy.window_block(processed_computed_tokens, self.window_tokens, self.block_size)
+        first = policy.sink_blocks(stream.kept.sink_tokens, self.block_size)
+        last = policy.window_block(
+            processed_computed_tokens, stream.kept.window_tokens, self.block_size
+        )
         freed: list[KVCacheBlock] = []
         # Backwards, up to the first block that an earlier call already recycled: O(new blocks).
         for i in range(min(last, len(blocks)) - 1, first - 1, -1):
@@ -212,7 +214,7 @@ class SinkWindowManager(SingleTypeKVCacheManager):
         """
         stream = self.stream(request_id)
         blocks = self.req_to_blocks[request_id]
-        first = end = policy.sink_blocks(stream.sink_tokens, self.block_size)
+        first = end = policy.sink_blocks(stream.kept.sink_tokens, self.block_size)
         last = stream.settled_tokens // self.block_size - 1
         while end < min(last, len(blocks)) and blocks[end].is_null:
             end += 1
@@ -264,11 +266,7 @@ class SinkWindowManager(SingleTypeKVCacheManager):
         """
         spec: SinkWindowSpec = kv_cache_spec
         size = spec.block_size
-        sinks = (
-            block_hashes.sink_tokens
-            if isinstance(block_hashes, SinkBlockHashes)
-            else spec.sink_tokens
-        )
+        kept = block_hashes.kept if isinstance(block_hashes, SinkBlockHashes) else spec.default
         most = min(max_length // size, len(block_hashes))
         found: dict[int, list[KVCacheBlock] | None] = {}
 
@@ -277,13 +275,13 @@ class SinkWindowManager(SingleTypeKVCacheManager):
                 found[i] = block_pool.get_cached_block(block_hashes[i], kv_cache_group_ids)
             return found[i]
 
-        pinned = policy.sink_blocks(sinks, size)
+        pinned = policy.sink_blocks(kept.sink_tokens, size)
         head = 0
         while head < min(pinned, most) and cached(head) is not None:
             head += 1
         length = most if head == min(pinned, most) else head
         while length > 0:
-            start = policy.window_block(length * size, spec.window_tokens, size)
+            start = policy.window_block(length * size, kept.window_tokens, size)
             missing = next((i for i in range(length - 1, start - 1, -1) if cached(i) is None), None)
             if missing is None:
                 break

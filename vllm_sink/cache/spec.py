@@ -11,6 +11,7 @@ from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 
 from vllm_sink import policy
 from vllm_sink.cache.manager import SinkWindowManager
+from vllm_sink.policy import StreamPolicy
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -25,23 +26,26 @@ class SinkWindowSpec(AttentionSpec):
 
     Attributes:
         sink_tokens: ``S`` of a request that does not name its own.
-        window_tokens: ``W``.
+        window_tokens: ``W`` likewise, and the most that one may name.
     """
 
     sink_tokens: int
     window_tokens: int
 
-    def max_blocks(self, sink_tokens: int, in_flight_tokens: int, total_tokens: int) -> int:
+    @property
+    def default(self) -> StreamPolicy:
+        """``S`` and ``W`` of a request that names neither."""
+        return StreamPolicy(self.sink_tokens, self.window_tokens)
+
+    def max_blocks(self, kept: StreamPolicy, in_flight_tokens: int, total_tokens: int) -> int:
         """The most blocks that one stream can hold."""
-        return policy.max_blocks(
-            sink_tokens, self.window_tokens, in_flight_tokens, total_tokens, self.block_size
-        )
+        return policy.max_blocks(*kept, in_flight_tokens, total_tokens, self.block_size)
 
     @override
     def max_memory_usage_bytes(self, vllm_config: VllmConfig) -> int:
         """KV bytes of one layer that one stream of any length can hold."""
         blocks = self.max_blocks(
-            self.sink_tokens,
+            self.default,
             vllm_config.max_in_flight_tokens,
             vllm_config.model_config.max_model_len,
         )

@@ -28,7 +28,7 @@ from vllm_sink.engine.core_request import told_of
 from vllm_sink.engine.promises import Promise, Promises
 from vllm_sink.engine.refusals import Refusal, RefusedError
 from vllm_sink.engine.waiting import WaitingRequests
-from vllm_sink.policy import cdiv
+from vllm_sink.policy import StreamPolicy, cdiv
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -77,7 +77,7 @@ class Admission(_Base):
             in_flight_tokens=self.vllm_config.max_in_flight_tokens,
             block_size=self.block_size,
         )
-        one = self._promise(self.kv_policy.sink_tokens, 1, 1 << 62)
+        one = self._promise(self.kv_policy.default, 1, 1 << 62)
         self.streams_that_fit = self.promises.streams_that_fit(one)
         self.waiting: WaitingRequests = WaitingRequests(
             self.policy, self._blocks_to_start, pool.get_num_free_blocks, self._may_start
@@ -102,11 +102,11 @@ class Admission(_Base):
             self.kv_policy.provider,
         )
 
-    def _promise(self, sinks: int, prompt_tokens: int, total_tokens: int) -> Promise:
+    def _promise(self, kept: StreamPolicy, prompt_tokens: int, total_tokens: int) -> Promise:
         """What a stream may need.
 
         Args:
-            sinks: its ``S``.
+            kept: its ``S`` and ``W``.
             prompt_tokens: length of its prompt.
             total_tokens: the most tokens that it can have.
         """
@@ -114,8 +114,8 @@ class Admission(_Base):
         steps = cdiv(self.vllm_config.max_in_flight_tokens, self.max_num_scheduled_tokens)
         return Promise(
             # The bound has a block more than two tokens in flight need.
-            spec.max_blocks(sinks, max(1, steps - 1), total_tokens),
-            max(0, prompt_tokens - self.kv_policy.window),
+            spec.max_blocks(kept, max(1, steps - 1), total_tokens),
+            max(0, prompt_tokens - kept.window_tokens),
         )
 
     # -- a request comes --------------------------------------------------------------------------
@@ -135,10 +135,10 @@ class Admission(_Base):
         super().add_request(request)
 
     def _promise_to(self, request: Request) -> Promise:
-        sinks, total = self.bounds(request)
+        kept, total = self.bounds(request)
         known = self.manager.streams.get(request.request_id)
         held_back = known.waiting_tokens if known is not None else 0
-        return self._promise(sinks, request.num_prompt_tokens + held_back, total)
+        return self._promise(kept, request.num_prompt_tokens + held_back, total)
 
     def _full(self, promise: Promise) -> Refusal:
         promises = self.promises

@@ -16,8 +16,8 @@ from vllm.v1.request import Request
 
 from vllm_sink import compat
 from vllm_sink.engine.isolation import ending_one
-from vllm_sink.policy import require_int
-from vllm_sink.request_args import SINK_TOKENS, sink_tokens_of
+from vllm_sink.policy import StreamPolicy, require_int
+from vllm_sink.request_args import SINK_TOKENS, WINDOW_TOKENS, stream_policy_of
 
 #: The attribute of vLLM's ``Request`` that holds what the server says of it.
 _TOLD = "sink_told"
@@ -84,7 +84,9 @@ def carrying(make: Callable[..., Request]) -> Callable[..., Request]:
 
     def made(cls: type, request: EngineCoreRequest, *args: Any, **kwargs: Any) -> Request:
         result = make(cls, request, *args, **kwargs)
-        require_int(SINK_TOKENS, sink_tokens_of(request.sampling_params, 0), 0)
+        kept = stream_policy_of(request.sampling_params, StreamPolicy(0, 1))
+        require_int(SINK_TOKENS, kept.sink_tokens, 0)
+        require_int(WINDOW_TOKENS, kept.window_tokens, 1)
         if isinstance(request, SinkRequest):
             setattr(result, _TOLD, Told(request.tenant, request.stream, request.served))
         return result

@@ -27,6 +27,7 @@ from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from vllm_sink import policy
+from vllm_sink.attention import providers
 from vllm_sink.caller import CALLER, Caller
 from vllm_sink.engine.admission_config import AdmissionConfig
 from vllm_sink.engine.core_request import SinkRequest, seal
@@ -39,7 +40,13 @@ from vllm_sink.engine.lengths import (
 )
 from vllm_sink.errors import PolicyError
 from vllm_sink.policy import KVPolicy, policy_of
-from vllm_sink.request_args import ENDLESS, SINK_TOKENS, SYSTEM, refuse_unknown
+from vllm_sink.request_args import (
+    ENDLESS,
+    SINK_TOKENS,
+    SYSTEM,
+    WINDOW_TOKENS,
+    refuse_unknown,
+)
 
 #: The key of a rendered prompt that says how long its system message is; the renderer's own.
 SYSTEM_TOKENS = "sink_system_tokens"
@@ -170,8 +177,10 @@ def check(
                 configured.default_max_tokens, kv_policy.native, prompt_tokens
             )
         total = settle_length(params, prompt_tokens, longest, default)
-        check_segment(request, kv_policy, prompt_tokens, total, block_size)
-        _settle_sinks(request, params, caller, kv_policy, vllm_config, system_tokens)
+        _refuse_unknown_options(params, caller)
+        window = _settle_window(request, params, caller, kv_policy)
+        check_segment(request, kv_policy, window, prompt_tokens, total, block_size)
+        _settle_sinks(request, params, caller, kv_policy, window, vllm_config, system_tokens)
         sealed = seal(request)
         sealed.stream = is_stream(endless, params, total, kv_policy, block_size)
         sealed.served = served
@@ -245,18 +254,62 @@ def _names_length(params: SamplingParams, caller: Caller | None, most: int) -> b
     return params.max_tokens != most
 
 
+def _refuse_unknown_options(params: SamplingParams, caller: Caller | None) -> None:
+    extra = params.extra_args or {}
+    written: Mapping[str, Any] = {} if caller is None else caller.options
+    refuse_unknown([*written, *extra], () if caller is None else caller.fields)
+
+
+def _settle_window(
+    request: EngineCoreRequest,
+    params: SamplingParams,
+    caller: Caller | None,
+    kv_policy: KVPolicy,
+) -> int:
+    """``W`` of the request, which stays in its parameters where it is not the engine's.
+
+    Raises:
+        PolicyError: not a number, or none that this engine can honour.
+    """
+    extra = params.extra_args or {}
+    written: Mapping[str, Any] = {} if caller is None else caller.options
+    value = written.get(WINDOW_TOKENS, extra.get(WINDOW_TOKENS))
+    rest = {name: v for name, v in extra.items() if name != WINDOW_TOKENS}
+    if value is None:
+        params.extra_args = rest or None
+        return kv_policy.window
+    window = policy.require_int(WINDOW_TOKENS, value, 1)
+    if window > kv_policy.window:
+        allowed = f"1 to {kv_policy.window}, the server's own (--window-tokens)"
+        raise PolicyError(WINDOW_TOKENS, window, allowed)
+    if window == kv_policy.window:
+        params.extra_args = rest or None
+        return window
+    if not providers.takes_windows(kv_policy.provider):
+        raise PolicyError(
+            WINDOW_TOKENS,
+            window,
+            f"none with --sink-attention {kv_policy.provider}, whose CUDA graphs hold one window; "
+            f"any other provider takes 1 to {kv_policy.window}",
+        )
+    if request.prompt_token_ids is None:
+        raise PolicyError(WINDOW_TOKENS, window, "none with prompt embeddings")
+    params.extra_args = {**rest, WINDOW_TOKENS: window}
+    return window
+
+
 def _settle_sinks(
     request: EngineCoreRequest,
     params: SamplingParams,
     caller: Caller | None,
     kv_policy: KVPolicy,
+    window: int,
     vllm_config: Any,
     system_tokens: int | None,
 ) -> None:
     """Write the request's own ``S`` into its parameters, if it has one."""
     extra = params.extra_args or {}
     written: Mapping[str, Any] = {} if caller is None else caller.options
-    refuse_unknown([*written, *extra], () if caller is None else caller.fields)
     # As it was written: vLLM has turned true into 1, and beam search has dropped all of it.
     value = written.get(SINK_TOKENS, extra.get(SINK_TOKENS))
     if system_tokens is None and caller is not None:
@@ -268,15 +321,15 @@ def _settle_sinks(
         if not kv_policy.pins_system or system_tokens is None:
             return
         # Nobody asked for so many: as many of them as fit.
-        most = kv_policy.native - kv_policy.window
-        value = min(system_tokens, most, most_sinks(kv_policy, limits.block_size))
+        most = kv_policy.native - window
+        value = min(system_tokens, most, most_sinks(kv_policy, window, limits.block_size))
     elif value == SYSTEM and system_tokens is not None:
         value = system_tokens
     if request.prompt_token_ids is None:
         raise PolicyError(SINK_TOKENS, value, "none with prompt embeddings")
     prompt_tokens, output_tokens = len(request.prompt_token_ids), params.max_tokens or 0
     try:
-        sinks = check_sink_tokens(value, kv_policy, prompt_tokens, output_tokens, limits)
+        sinks = check_sink_tokens(value, kv_policy, window, prompt_tokens, output_tokens, limits)
     except PolicyError:
         if asked:
             raise
@@ -287,11 +340,12 @@ def _settle_sinks(
 def check_sink_tokens(
     value: object,
     kv_policy: KVPolicy,
+    window: int,
     prompt_tokens: int,
     output_tokens: int,
     limits: PoolLimits,
 ) -> int:
-    """``S`` of a request, if it can be honoured.
+    """``S`` of a request whose ``W`` is ``window``, if it can be honoured.
 
     Raises:
         PolicyError: not a number, negative, more than the prompt has, past the model's context
@@ -315,25 +369,25 @@ def check_sink_tokens(
         raise PolicyError(SINK_TOKENS, number, "0, since the server runs --kv-policy window")
     if number > prompt_tokens:
         raise PolicyError(SINK_TOKENS, number, f"0 to {prompt_tokens}, the length of the prompt")
-    most = kv_policy.native - kv_policy.window
+    most = kv_policy.native - window
     if number > most:
         raise PolicyError(
             SINK_TOKENS,
             number,
-            f"0 to {most}: with the window of {kv_policy.window} tokens the cache may not pass "
+            f"0 to {most}: with the window of {window} tokens the cache may not pass "
             f"the model's context of {kv_policy.native}",
         )
-    fits = most_sinks(kv_policy, limits.block_size)
+    fits = most_sinks(kv_policy, window, limits.block_size)
     if number > fits and prompt_tokens + output_tokens > kv_policy.segment:
         raise PolicyError(
             SINK_TOKENS,
             number,
-            f"0 to {fits}: with the window of {kv_policy.window} tokens it must fit in a segment "
+            f"0 to {fits}: with the window of {window} tokens it must fit in a segment "
             f"of {kv_policy.segment} (--segment-tokens)",
         )
     need = policy.max_blocks(
         number,
-        kv_policy.window,
+        window,
         # Not the prompt alone: after a preemption the output is prefilled as well.
         limits.in_flight_tokens,
         min(prompt_tokens + output_tokens, limits.total_tokens),

@@ -65,13 +65,19 @@ def is_stream(
 
 
 def check_segment(
-    request: Any, kv_policy: KVPolicy, prompt_tokens: int, total_tokens: int, block_size: int
+    request: Any,
+    kv_policy: KVPolicy,
+    window_tokens: int,
+    prompt_tokens: int,
+    total_tokens: int,
+    block_size: int,
 ) -> None:
     """Refuse what cannot be computed for a stream whose early tokens are gone.
 
     Args:
         request: vLLM's ``EngineCoreRequest``.
         kv_policy: of the engine.
+        window_tokens: ``W`` of the request.
         prompt_tokens: length of the prompt.
         total_tokens: the most tokens that the request can have.
         block_size: tokens in a block.
@@ -101,16 +107,16 @@ def check_segment(
     repetition = getattr(params, "repetition_detection", None)
     if repetition is not None:
         span = repetition.max_pattern_size * repetition.min_count
-        if span > kv_policy.window:
+        if span > window_tokens:
             raise PolicyError(
                 "repetition_detection",
                 f"{repetition.max_pattern_size} x {repetition.min_count}",
-                f"patterns that fit in the window of {kv_policy.window} tokens, or a prompt and "
+                f"patterns that fit in the window of {window_tokens} tokens, or a prompt and "
                 f"max_tokens of together {hint}",
             )
 
 
-def most_sinks(kv_policy: KVPolicy, block_size: int) -> int:
-    """The largest ``S`` with which a stream can proceed in a segment."""
-    spare = kv_policy.segment - segments.least_tokens(0, kv_policy.window, block_size)
+def most_sinks(kv_policy: KVPolicy, window_tokens: int, block_size: int) -> int:
+    """The largest ``S`` with which a stream of this ``W`` can proceed in a segment."""
+    spare = kv_policy.segment - segments.least_tokens(0, window_tokens, block_size)
     return spare // block_size * block_size

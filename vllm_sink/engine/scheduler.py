@@ -1,4 +1,5 @@
-"""vLLM's schedulers with streams: every request's ``S`` reaches its hashes and its blocks.
+"""vLLM's schedulers with streams: every request's ``S`` and ``W`` reach its hashes and its
+blocks.
 
 Given to vLLM as ``scheduler_cls``, a public setting; nothing of the scheduling itself is replaced.
 """
@@ -19,9 +20,9 @@ from vllm_sink.engine.admission import Admission
 from vllm_sink.engine.core_request import install_in_core
 from vllm_sink.engine.rollover import RollingStreams
 from vllm_sink.engine.stats import StreamReporting
-from vllm_sink.policy import policy_of
+from vllm_sink.policy import StreamPolicy, policy_of
 from vllm_sink.queues import read_notices
-from vllm_sink.request_args import sink_tokens_of
+from vllm_sink.request_args import stream_policy_of
 from vllm_sink.segments import ENDLESS_TOKENS
 
 if TYPE_CHECKING:
@@ -56,21 +57,21 @@ class StreamScheduling(_Base):
             self._open(request)
         super().add_request(request)
 
-    def bounds(self, request: Request) -> tuple[int, int]:
-        """``S`` of a request, and the most tokens that it can have."""
-        sinks = sink_tokens_of(request.sampling_params, self.kv_policy.sink_tokens)
+    def bounds(self, request: Request) -> tuple[StreamPolicy, int]:
+        """What a request keeps, and the most tokens that it can have."""
+        kept = stream_policy_of(request.sampling_params, self.kv_policy.default)
         limit = self.kv_policy.stream_tokens or ENDLESS_TOKENS
-        return sinks, min(request.num_prompt_tokens + request.max_tokens, limit)
+        return kept, min(request.num_prompt_tokens + request.max_tokens, limit)
 
     def _open(self, request: Request) -> None:
-        default = self.kv_policy.sink_tokens
-        sinks, _ = self.bounds(request)
-        self.manager.open_stream(request.request_id, sinks)
-        if sinks != default and request._block_hasher is not None:
-            shared = min(sinks, default) + self.kv_policy.window
-            request.block_hashes = SinkBlockHashes(sinks)
+        default = self.kv_policy.default
+        kept, _ = self.bounds(request)
+        self.manager.open_stream(request.request_id, kept)
+        if kept != default and request._block_hasher is not None:
+            shared = min(kept.sees_everything_below, default.sees_everything_below)
+            request.block_hashes = SinkBlockHashes(kept)
             request._block_hasher = sink_block_hasher(
-                self.hash_block_size, self._hash_fn, sinks, shared
+                self.hash_block_size, self._hash_fn, kept, shared
             )
             request.update_block_hashes()
 

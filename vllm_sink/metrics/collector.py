@@ -173,9 +173,9 @@ class StreamCollector:
     def _walk(self, stats: StreamStats) -> None:
         """Levels and counters of the live streams."""
         manager = self._manager
-        window, size = manager.window_tokens, manager.block_size
+        size = manager.block_size
         pinned: set[int] = set()
-        in_windows = held_of_promised = 0
+        in_windows = windows = held_of_promised = 0
         for request_id, stream in manager.streams.items():
             known = self._known.get(request_id)
             if known is None or not stream.admitted:
@@ -184,9 +184,10 @@ class StreamCollector:
             tokens = known.rolled_tokens + stream.settled_tokens
             stats.streams += 1
             stats.past_context += tokens > self._native
-            in_windows += min(tokens, window)
+            in_windows += min(tokens, stream.kept.window_tokens)
+            windows += stream.kept.window_tokens
             blocks = manager.req_to_blocks.get(request_id, ())
-            first = policy.sink_blocks(stream.sink_tokens, size)
+            first = policy.sink_blocks(stream.kept.sink_tokens, size)
             pinned.update(block.block_id for block in blocks[:first])
             if request_id in self._promises.held:
                 held_of_promised += stream.held
@@ -198,7 +199,7 @@ class StreamCollector:
         stats.promised_streams = len(self._promises.held)
         stats.reserved_blocks = max(0, self._promises.blocks - held_of_promised)
         if stats.streams:
-            stats.window_occupancy = in_windows / (window * stats.streams)
+            stats.window_occupancy = in_windows / windows
 
     def _count(self, known: _Known, stream: Stream, stats: StreamStats | None = None) -> None:
         """Add what a stream computed and evicted since it was last looked at."""
@@ -219,7 +220,7 @@ class StreamCollector:
         """Of the first ``tokens`` tokens, those that the last one does not see."""
         if not tokens:
             return 0
-        return policy.evicted_tokens(tokens - 1, stream.sink_tokens, self._manager.window_tokens)
+        return policy.evicted_tokens(tokens - 1, *stream.kept)
 
 
 def resident_bytes() -> int:

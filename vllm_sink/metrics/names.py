@@ -77,7 +77,11 @@ METRICS: dict[str, Metric] = {
             ("kind",),
         ),
         Metric("gauge", "reserved_blocks", "KV blocks promised to streams, not held yet."),
-        Metric("gauge", "window_occupancy_ratio", "Tokens in windows over W times live streams."),
+        Metric(
+            "gauge",
+            "window_occupancy_ratio",
+            "Tokens in the windows of live streams over what these windows hold.",
+        ),
         Metric(
             "gauge", "engine_resident_bytes", "Host memory of the engine core's process, resident."
         ),

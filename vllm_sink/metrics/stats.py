@@ -35,7 +35,7 @@ class StreamStats:
         free_blocks: blocks in the pool's free queue, cached ones included.
         promised_streams: requests whose blocks are promised to them.
         reserved_blocks: blocks that these do not hold yet.
-        window_occupancy: tokens in windows, over W times the live streams; 0 to 1.
+        window_occupancy: tokens in the windows of live streams, over what these hold; 0 to 1.
         resident_bytes: host memory of the engine core's process; 0 where unknown.
         admitted: admissions.
         refused_streams: streams for whose blocks there was no room.

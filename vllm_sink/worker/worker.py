@@ -95,7 +95,7 @@ class SinkWorkerMixin(_Base):
         assert kv_policy is not None
         use_v2 = self.vllm_config.use_v2_model_runner
         self.rollovers = rollovers_for(self.model_runner, use_v2)
-        rows = rows_of(self.model_runner, use_v2, kv_policy.sink_tokens)
+        rows = rows_of(self.model_runner, use_v2, kv_policy.default)
         for groups in self.model_runner.attn_groups:
             for group in groups:
                 for builder in group.metadata_builders:

@@ -193,6 +193,7 @@ def sink_attention(
     seq_lens,  # int32 [rows]
     positions,  # int64 [tokens]
     sinks_ptr,  # int32 [rows]
+    windows_ptr,  # int32 [rows]
     units_ptr,  # int64 [PAIRS]
     slopes_ptr,  # float32 [heads]
     scale,
@@ -207,7 +208,7 @@ def sink_attention(
     stride_kv_head,
     stride_lse,
     stride_table,
-    window: tl.constexpr,
+    layer_window: tl.constexpr,
     GROUP: tl.constexpr,
     D: tl.constexpr,
     D_PADDED: tl.constexpr,
@@ -243,6 +244,7 @@ def sink_attention(
     if first_query >= count:
         return
     length = tl.load(seq_lens + row)
+    window = tl.minimum(tl.load(windows_ptr + row), layer_window)
     table_ptr += row.to(tl.int64) * stride_table
     key_ptr += kv_head * stride_kv_head
     value_ptr += kv_head * stride_kv_head
