@@ -56,10 +56,11 @@ def told(output: Any) -> torch.Tensor:
     return torch.tensor([step[token].logprob for step, token in steps], dtype=torch.float64)
 
 
-def difference(output: Any, folder: Path, sinks: int) -> float:
+def difference(output: Any, folder: Path, sinks: int, window: int | None = None) -> float:
     """The largest difference of an output's log-probabilities to the reference's."""
     every = [*output.prompt_token_ids, *said(output)]
-    expected = reference_logprobs(folder, sinks, WINDOW, every)[len(output.prompt_token_ids) - 1 :]
+    expected = reference_logprobs(folder, sinks, window or WINDOW, every)
+    expected = expected[len(output.prompt_token_ids) - 1 :]
     return float((told(output) - expected).abs().max())
 
 

@@ -41,15 +41,15 @@ def folder(tiny_folder: Path) -> Path:
     ["llama-gqa", "falcon-alibi", "gemma3", pytest.param("gpt-neox", marks=pytest.mark.slow)],
 )
 def test_every_token_equals_the_reference(arch: str, tiny_folder: Path) -> None:
-    """Streams with different S roll side by side, short requests come and go."""
+    """Streams with different S and W roll side by side, short requests come and go."""
     folder = tiny(arch, tiny_folder)
     count = 2500 if arch == "llama-gqa" else 500
-    streams = {"5": SINKS, "0": 0, "20": 20, "16": 16}
+    streams = {"5": (SINKS, None), "0": (0, 11), "20": (20, None), "16": (16, 1)}
     with rolling(folder) as llm:
         core, scheduler = llm.llm_engine, scheduler_of(llm)
-        for i, (name, sinks) in enumerate(streams.items()):
+        for i, (name, kept) in enumerate(streams.items()):
             tokens = random_tokens(30 + 50 * i, seed=i)
-            core.add_request(name, prompt(tokens), greedy(count if i == 0 else 500, sinks))
+            core.add_request(name, prompt(tokens), greedy(count if i == 0 else 500, *kept))
         last, longest, steps = {}, 0, 0
         while core.has_unfinished_requests():
             if steps % 23 == 0:
@@ -64,7 +64,7 @@ def test_every_token_equals_the_reference(arch: str, tiny_folder: Path) -> None:
     assert rollovers >= (30 if arch == "llama-gqa" else 15)
     for name, output in last.items():
         short = int(name.partition("-")[2] or 0)
-        assert difference(output, folder, streams.get(name, short % 4)) < 1e-4
+        assert difference(output, folder, *streams.get(name, (short % 4, None))) < 1e-4
         assert output.outputs[0].finish_reason == "length"
     assert [len(last[n].outputs[0].token_ids) for n in streams] == [count, 500, 500, 500]
 
