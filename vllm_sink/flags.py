@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from vllm import envs
+
 from vllm_sink import features
 from vllm_sink.engine import admission_config
 from vllm_sink.engine.admission_config import (
@@ -16,7 +18,6 @@ from vllm_sink.engine.admission_config import (
     require_share,
 )
 from vllm_sink.errors import PolicyError, UnsupportedError
-from vllm_sink.metrics import config as metrics_config
 from vllm_sink.policy import (
     CONFIG_KEY,
     DEFAULT_SINK_TOKENS,
@@ -25,7 +26,9 @@ from vllm_sink.policy import (
     SYSTEM,
 )
 from vllm_sink.segments import CHUNK_ROOM
-from vllm_sink.serving import CALLER_MIDDLEWARE, DRAIN_MIDDLEWARE, access
+from vllm_sink.serving import CALLER_MIDDLEWARE, DRAIN_MIDDLEWARE, KEY_MIDDLEWARE
+from vllm_sink.tenancy import config as tenancy_config
+from vllm_sink.tenancy.keys import keys_of
 
 #: Set on engine arguments that came from a command line: errors are then one line, not a traceback.
 FROM_COMMAND_LINE = "_vllm_sink_from_command_line"
@@ -84,11 +87,23 @@ def _one_of(names: Sequence[str]) -> Callable[[str], str]:
 
 def _tenant_label(text: str) -> str:
     try:
-        return metrics_config.require_source("--sink-tenant-label", text)
+        return tenancy_config.require_source("--sink-tenant-label", text)
     except PolicyError as error:
         raise argparse.ArgumentTypeError(
             f"{error.value!r} is not allowed; allowed: {error.allowed}"
         ) from None
+
+
+#: What is limited by each of these flags.
+_LIMIT_FLAGS = {
+    "--sink-tenant-max-streams": "Live streams of a tenant on this server",
+    "--sink-tenant-max-pinned-tokens": "Sink tokens of a tenant's live requests together",
+    "--sink-tenant-max-queued-requests": "Requests of a tenant that have no token yet",
+    "--sink-tenant-tokens-per-minute": "Tokens a minute of a tenant's prompts and answers (a "
+    "stream goes on, its tenant's next request waits)",
+    "--sink-max-pinned-tokens": "Sink tokens of all live requests together",
+    "--sink-tokens-per-minute": "Tokens a minute of all tenants together, likewise",
+}
 
 
 def with_flags(add_cli_args: Callable[..., Any]) -> Callable[..., Any]:
@@ -181,10 +196,12 @@ def with_flags(add_cli_args: Callable[..., Any]) -> Callable[..., Any]:
         group.add_argument(
             "--sink-tenant-label",
             type=_tenant_label,
-            metavar="{off,user,header:NAME}",
+            metavar="{off,user,key,header:NAME}",
             default=argparse.SUPPRESS,
-            help="Show streams, blocks and tokens by tenant on /metrics: a request's 'user', or a "
-            "header of its. (default: off)",
+            help="Who a request's tenant is, by whom /metrics shows streams, blocks and tokens and "
+            "who takes turns in the queue: its 'user', which a client writes itself; a header that "
+            "a gateway sets; or whose key of --sink-tenant-keys it has. (default: off; key with "
+            "such a file)",
         )
         group.add_argument(
             "--sink-max-tenants",
@@ -192,23 +209,38 @@ def with_flags(add_cli_args: Callable[..., Any]) -> Callable[..., Any]:
             metavar="N",
             default=argparse.SUPPRESS,
             help="Tenants with a label of their own; all later ones share 'other'. "
-            f"(default: {metrics_config.DEFAULT_MAX_TENANTS})",
+            f"(default: {tenancy_config.DEFAULT_MAX_TENANTS})",
         )
         group.add_argument(
-            "--sink-tenant-max-streams",
-            type=_count(0),
-            metavar="N",
+            "--sink-tenant-names",
+            type=_one_of(tenancy_config.NAMES),
+            metavar="{hashed,plain}",
             default=argparse.SUPPRESS,
-            help="Live streams of a tenant on this server; more are refused with HTTP 429. Needs "
-            "--sink-tenant-label. (default: any number)",
+            help="How /metrics names tenants: by the first 12 hexadecimal digits of their names' "
+            "SHA-256, or as they are. (default: hashed)",
         )
         group.add_argument(
-            "--sink-tenant-max-pinned-tokens",
-            type=_count(0),
-            metavar="N",
+            "--sink-tenant-keys",
+            metavar="FILE",
             default=argparse.SUPPRESS,
-            help="Sink tokens of a tenant's live streams together, likewise. (default: any number)",
+            help="YAML with name, keys and limits of each tenant; every route but health and "
+            "metrics then needs one of the keys. Read again on change and on SIGHUP.",
         )
+        group.add_argument(
+            "--sink-isolate-tenants",
+            action="store_true",
+            default=argparse.SUPPRESS,
+            help="No tenant's cached prefixes serve another (vLLM's cache_salt): no time to the "
+            "first token tells what others said.",
+        )
+        for flag, what in _LIMIT_FLAGS.items():
+            group.add_argument(
+                flag,
+                type=_count(int("minute" in flag)),
+                metavar="N",
+                default=argparse.SUPPRESS,
+                help=f"{what}; more is refused with HTTP 429. (default: any number)",
+            )
         group.add_argument(
             "--sink-require-api-key",
             action="store_true",
@@ -238,15 +270,16 @@ def with_policy_from_flags(from_cli_args: Callable[..., Any]) -> Callable[..., A
             config[CONFIG_KEY] = {**before, **given}
             engine_args.additional_config = config
         _carry(args, engine_args, admission_config.CONFIG_KEY, admission_config.FLAGS)
-        _read_tenant_flags(args, engine_args)
-        _read_access_flags(args, engine_args)
+        tenancy = _read_tenancy_flags(args, engine_args)
         if _has_policy(engine_args.additional_config):
             _refuse_arguments(args)
             # The last is outermost: a response that drains is one that the door has let in.
             _add_middleware(args, CALLER_MIDDLEWARE)
             _add_middleware(args, DRAIN_MIDDLEWARE)
+            if tenancy.keys_file is not None:
+                _add_middleware(args, KEY_MIDDLEWARE)
         if hasattr(args, "middleware"):  # a server's arguments, not an engine's alone
-            require_api_key(args, engine_args)
+            require_api_key(args, tenancy)
         # With --api-server-count, vLLM hands the arguments to processes that read them before any
         # plugin is loaded there: they must find the policy where vLLM itself looks.
         args.additional_config = engine_args.additional_config
@@ -268,7 +301,7 @@ def _has_policy(additional_config: Any) -> bool:
     return (asked.get("name") if isinstance(asked, Mapping) else asked) != "full"
 
 
-#: Fields of the policy and the flags that set them; and of the tenants' label.
+#: Fields of the policy and the flags that set them.
 _POLICY_FLAGS = {
     "name": "--kv-policy",
     "sink_tokens": "--sink-tokens",
@@ -276,7 +309,6 @@ _POLICY_FLAGS = {
     "sink_attention": "--sink-attention",
     "segment_tokens": "--segment-tokens",
 }
-_TENANT_FLAGS = {"tenant_label": "--sink-tenant-label", "max_tenants": "--sink-max-tenants"}
 
 
 def _given(args: argparse.Namespace, flags: Mapping[str, str]) -> dict[str, Any]:
@@ -304,36 +336,46 @@ def _carry(args: argparse.Namespace, engine_args: Any, key: str, flags: Mapping[
     return True
 
 
-def _read_tenant_flags(args: argparse.Namespace, engine_args: Any) -> None:
-    _carry(args, engine_args, metrics_config.CONFIG_KEY, _TENANT_FLAGS)
-
-
-def _read_access_flags(args: argparse.Namespace, engine_args: Any) -> None:
-    _carry(args, engine_args, access.CONFIG_KEY, access.FLAGS)
+def _read_tenancy_flags(args: argparse.Namespace, engine_args: Any) -> tenancy_config.TenancyConfig:
+    _carry(args, engine_args, tenancy_config.CONFIG_KEY, tenancy_config.FLAGS)
     try:
-        asked = access.Access.from_config(engine_args.additional_config)
+        asked = tenancy_config.TenancyConfig.from_config(engine_args.additional_config)
+        if asked.keys_file is not None:
+            keys_of(asked.keys_file)
     except PolicyError as error:
         raise SystemExit(f"vllm serve: error: {error}") from None
     servers = getattr(args, "api_server_count", None) or 1
-    if asked.limited and servers > 1:
+    if asked.counts and servers > 1:
         raise SystemExit(
             f"vllm serve: error: --api-server-count: {servers} is not allowed; allowed: 1 with "
             "limits of a tenant, which each API process would count by itself"
         )
+    return asked
 
 
-def require_api_key(args: argparse.Namespace, engine_args: Any) -> None:
-    """End a server that must have a key and has none.
+def require_api_key(args: argparse.Namespace, tenancy: tenancy_config.TenancyConfig) -> None:
+    """End a server that must have a key and has none, or has one too many.
 
     Raises:
         SystemExit: naming the flag.
     """
-    asked = access.Access.from_config(engine_args.additional_config)
     keys = [k for k in (getattr(args, "api_key", None) or ()) if k]
-    if asked.require_api_key and not keys and not os.environ.get("VLLM_API_KEY"):
+    own = bool(keys or os.environ.get("VLLM_API_KEY"))
+    if tenancy.keys_file is not None:
+        if own:
+            raise SystemExit(
+                "vllm serve: error: --api-key (VLLM_API_KEY) with --sink-tenant-keys is not "
+                "allowed; allowed: one of them, since vLLM's key would be wanted beside a tenant's"
+            )
+        if envs.VLLM_ENABLE_RESPONSES_API_STORE:
+            raise SystemExit(
+                "vllm serve: error: VLLM_ENABLE_RESPONSES_API_STORE with --sink-tenant-keys is not "
+                "allowed: vLLM's store of responses is one for all tenants"
+            )
+    elif tenancy.require_api_key and not own:
         raise SystemExit(
             "vllm serve: error: --sink-require-api-key: there is no key; allowed: one in "
-            "VLLM_API_KEY or --api-key"
+            "VLLM_API_KEY or --api-key, or --sink-tenant-keys"
         )
 
 

@@ -281,20 +281,21 @@ def install_front_end(vllm_config: Any) -> None:
         detokenizer,
         drain,
         length,
-        limits,
         piece,
         refused,
         tail,
         unread,
     )
-    from vllm_sink.serving.access import Access
+    from vllm_sink.tenancy import limits
+    from vllm_sink.tenancy.config import TenancyConfig
+    from vllm_sink.tenancy.keys import keys_of
 
     # They say what is wrong with them now.
-    Access.from_config(vllm_config.additional_config)
+    tenancy = TenancyConfig.from_config(vllm_config.additional_config)
+    if tenancy.keys_file is not None:
+        keys_of(tenancy.keys_file)
     AdmissionConfig.from_config(vllm_config.additional_config)
     compat.wrap(InputProcessor, "process_inputs", door.checked)
-    # The door is outermost: what a tenant's limits refuse, it has refused.
-    compat.wrap(AsyncLLM, "add_request", limits.limited)
     compat.wrap(AsyncLLM, "add_request", door.entered)
     compat.wrap(LLMEngine, "add_request", door.entered_from_python)
     compat.wrap(OutputProcessor, "add_request", limits.beginning)
@@ -304,6 +305,7 @@ def install_front_end(vllm_config: Any) -> None:
     compat.wrap(LLMEngine, "__init__", length.with_stream_length)
     compat.wrap(AsyncLLM, "shutdown", drain.with_drain)
     compat.wrap(RequestState, "make_request_output", tail.with_tail)
+    compat.wrap(OutputProcessor, "process_outputs", limits.spending)
     compat.wrap(OutputProcessor, "process_outputs", unread.with_readers_only)
     compat.wrap(OutputProcessor, "process_outputs", refused.with_refusals)
     compat.wrap(OpenAIModelRegistry, "show_available_models", length.with_context_named)
@@ -312,7 +314,7 @@ def install_front_end(vllm_config: Any) -> None:
     if compat.weight_version_span() is not None:
         compat.wrap(RequestState, "_weight_version_spans", tail.with_true_spans)
     compat.wrap(OpenAIServingChat, "chat_completion_stream_generator", piece.with_pieces)
-    metrics.install(vllm_config)
+    metrics.install()
 
 
 @contextmanager

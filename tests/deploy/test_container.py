@@ -150,21 +150,22 @@ def test_live_streams_of_a_tenant(container: Container) -> None:
     try:
         for answer in running:
             answer.readline()
-        status, told = _refusal(container)
+        status, told = _refusal(container, tokens=10**6)
         assert status == 429
         assert "tenant 'me' has 3 live streams and asks for 1 more" in told
         assert "allowed: 3 (--sink-tenant-max-streams)" in told
-        assert _refusal(container, stream=False, tenant="other", n=4)[0] == 429
+        assert _refusal(container, stream=False, tenant="other", n=4, tokens=10**6)[0] == 429
         with container.ask(tenant="another") as answer:
             assert b"data: [DONE]" in answer.read()
     finally:
         for answer in running:
             answer.close()
-    until(lambda: _served(container), 30)
+    until(lambda: _served(container, tokens=1, endless=True), 30)
 
 
-def _served(container: Container) -> bool:
-    with suppress(urllib.error.HTTPError), container.ask() as answer:
+def _served(container: Container, tokens: int = 5, endless: bool = False) -> bool:
+    options = {"vllm_xargs": {"endless": endless}}
+    with suppress(urllib.error.HTTPError), container.ask(tokens, **options) as answer:
         return b"data: [DONE]" in answer.read()
     return False
 
@@ -213,8 +214,8 @@ BAD = (
     ({}, "--sink-require-api-key: there is no key; allowed: one in VLLM_API_KEY"),
     (
         {"sink-tenant-label": "off"},
-        "--sink-tenant-max-streams: 3 is not allowed; allowed: a limit only with "
-        "--sink-tenant-label",
+        "--sink-tenant-max-streams: 3 is not allowed; allowed: only with --sink-tenant-label or "
+        "--sink-tenant-keys, which say who is who",
     ),
 )
 

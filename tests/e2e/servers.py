@@ -40,15 +40,18 @@ def run_vllm(*arguments: str, timeout: float = 120) -> subprocess.CompletedProce
 class Server:
     """A server that answers at ``url``."""
 
-    def __init__(self, url: str, log: Path) -> None:
+    def __init__(self, url: str, log: Path, process: subprocess.Popen[bytes] | None = None) -> None:
         self.url = url
         self.log = log
+        self.process = process
 
-    def post(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    def post(
+        self, path: str, body: dict[str, Any], key: str | None = None
+    ) -> tuple[int, dict[str, Any]]:
         """Status and JSON of an answer, errors included."""
-        request = urllib.request.Request(
-            self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
+        headers = {"Content-Type": "application/json"}
+        headers |= {} if key is None else {"Authorization": f"Bearer {key}"}
+        request = urllib.request.Request(self.url + path, json.dumps(body).encode(), headers)
         try:
             with urllib.request.urlopen(request, timeout=300) as answer:
                 return answer.status, json.load(answer)
@@ -94,7 +97,7 @@ def serve(model: Path, log: Path, *flags: str) -> Iterator[Server]:
         try:
             url = f"http://127.0.0.1:{port}"
             _wait_until_healthy(url, process, log)
-            yield Server(url, log)
+            yield Server(url, log, process)
         finally:
             process.terminate()
             try:

@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.engines import random_tokens, tiny
 from tests.e2e.servers import Server, run_vllm, serve
+from vllm_sink.tenancy.labels import hashed
 
 pytestmark = pytest.mark.xdist_group("server")
 
@@ -73,6 +74,7 @@ def _lint(text: str) -> list[str]:
 def test_one_server(tiny_folder: Path, tmp_path: Path) -> None:
     """Before the first request; counters, the label from a header, the linter, both log lines."""
     flags = [*FLAGS.split(), "--sink-tenant-label", "header:X-Tenant", "--sink-max-tenants", "2"]
+    flags += ["--sink-tenant-names", "plain"]
     with serve(tiny("llama-gqa", tiny_folder), tmp_path / "log", *flags) as server:
         idle = _text(server)
         assert _value(idle, "vllm_sink_streams") == 0
@@ -128,7 +130,8 @@ def test_several_api_processes(tiny_folder: Path, tmp_path: Path) -> None:
     assert _lint(text) == []
     assert _value(text, "vllm_sink_tokens_evicted_total") == 8 * (150 - 64)
     assert _value(text, "vllm_sink_stream_tokens_sum") == 8 * 151
-    assert _value(text, "vllm_sink_tenant_tokens_total", tenant="me") == 4 * 150
+    assert _value(text, "vllm_sink_tenant_tokens_total", tenant=hashed("me")) == 4 * 150
+    assert '"me"' not in text
     assert _value(text, "vllm_sink_streams") == 0
     assert _value(text, "vllm_sink_info") == 1
 
@@ -151,7 +154,7 @@ def test_statistics_switched_off(tiny_folder: Path, tmp_path: Path) -> None:
     [
         (
             "--kv-policy sink --sink-tenant-label me",
-            "'me' is not allowed; allowed: off, user, or header:NAME",
+            "'me' is not allowed; allowed: off, user, key, or header:NAME",
         ),
         ("--sink-tenant-label user", "--sink-tenant-label needs --kv-policy"),
         ("--kv-policy sink --sink-max-tenants 0", "--sink-max-tenants: '0' is not allowed"),

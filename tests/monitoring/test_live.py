@@ -37,7 +37,7 @@ SINKS, WINDOW, NATIVE = 4, 252, 8192
 FLAGS = (
     f"--kv-policy sink --sink-tokens {SINKS} --window-tokens {WINDOW} --served-model-name smollm2 "
     "--enforce-eager --max-num-seqs 16 --max-num-batched-tokens 512 --num-gpu-blocks-override 64 "
-    "--sink-tenant-label header:X-Tenant --sink-max-tenants 3"
+    "--sink-tenant-label header:X-Tenant --sink-max-tenants 3 --sink-tenant-names plain"
 )
 #: Seconds of load; a rate over a minute wants most of one.
 LOAD = float(os.environ.get("MONITORING_SECONDS", "75"))

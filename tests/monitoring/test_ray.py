@@ -40,13 +40,17 @@ class Replica:
         from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
         load_general_plugins()
+        tenancy = {"tenant_label": "user", "tenant_names": "plain"}
         policy = {"name": "sink", "sink_tokens": SINKS, "window_tokens": WINDOW}
         args = AsyncEngineArgs(
             model=folder,
             served_model_name="tiny",
             dtype="float32",
             enforce_eager=True,
-            additional_config={"kv_policy": policy, "sink_metrics": {"tenant_label": "user"}},
+            additional_config={
+                "kv_policy": policy,
+                "sink_tenancy": tenancy,
+            },
         )
         self.llm = AsyncLLM.from_engine_args(args, stat_loggers=[RayPrometheusStatLogger])
 

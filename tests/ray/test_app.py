@@ -38,7 +38,9 @@ def small() -> Iterator[None]:
 
 
 def test_flags_are_vllms_own(tiny_folder: Path, tmp_path: Path) -> None:
-    file = write_flags(tmp_path, tiny("llama-gqa", tiny_folder), sink_tenant_label="user")
+    file = write_flags(
+        tmp_path, tiny("llama-gqa", tiny_folder), sink_tenant_label="user", sink_max_tenants=7
+    )
     flags = Flags.read(str(file))
     assert flags.model == str(tiny_folder / "llama-gqa")
     assert flags.served_name == "tiny"
@@ -49,7 +51,7 @@ def test_flags_are_vllms_own(tiny_folder: Path, tmp_path: Path) -> None:
         "max_num_seqs": 64,
         "additional_config": {
             "kv_policy": {"name": "sink", "sink_tokens": 4, "window_tokens": 60},
-            "sink_metrics": {"tenant_label": "user"},
+            "sink_tenancy": {"tenant_label": "user", "max_tenants": 7},
         },
     }
 

@@ -4,9 +4,9 @@ Requests come by many routes (chats, batches, beams, tokens, tool turns of Respo
 all of them end in ``AsyncLLM.add_request`` or ``LLMEngine.add_request``, which make an engine's
 request of them in ``InputProcessor.process_inputs`` (vLLM: ``v1/engine/``)::
 
-    route -> add_request ─┬─ tenant's limits            429
-                          ├─ process_inputs ── check    400
-                          └─ OutputProcessor.add_request ── the tenant is written into the request
+    route -> add_request ── whose it is                  401
+                ├─ process_inputs ── check              400, then the tenant's limits: 429
+                └─ OutputProcessor.add_request ── it is counted
 
 What a client may set is read here and nowhere else; what the engine core reads was settled here.
 """
@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -46,7 +47,11 @@ from vllm_sink.request_args import (
     SYSTEM,
     WINDOW_TOKENS,
     refuse_unknown,
+    stream_policy_of,
 )
+from vllm_sink.tenancy import limits
+from vllm_sink.tenancy.config import TenancyConfig
+from vllm_sink.tenancy.identity import cache_salt, tenant_of
 
 #: The key of a rendered prompt that says how long its system message is; the renderer's own.
 SYSTEM_TOKENS = "sink_system_tokens"
@@ -92,9 +97,10 @@ def entered(add_request: Callable[..., Any]) -> Callable[..., Any]:
             refuse_pieces(prompt)
             token = _SERVED.set(True)
             try:
-                if isinstance(prompt, EngineCoreRequest):  # made by hand, past process_inputs
-                    prompt = check(prompt, kv_policy, self.vllm_config, None, served=True)
-                added = await add_request(self, request_id, prompt, params, *a, **kw)
+                with _entry(self, caller):
+                    if isinstance(prompt, EngineCoreRequest):  # made by hand, past process_inputs
+                        prompt = check(prompt, kv_policy, self.vllm_config, None, served=True)
+                    added = await add_request(self, request_id, prompt, params, *a, **kw)
             finally:
                 _SERVED.reset(token)
         except Exception as error:
@@ -106,6 +112,23 @@ def entered(add_request: Callable[..., Any]) -> Callable[..., Any]:
         return added
 
     return add
+
+
+def _entry(engine: Any, caller: Caller | None) -> AbstractContextManager[None]:
+    """A request of a tenant's is counted; what comes from Python is nobody's.
+
+    Raises:
+        VLLMValidationError: who it is cannot be told.
+        GracefulHTTPError: 401.
+    """
+    config = TenancyConfig.from_config(engine.vllm_config.additional_config)
+    if caller is None or not (config.on or config.counts):
+        return nullcontext()
+    try:
+        tenant = tenant_of(config, caller)
+    except PolicyError as error:
+        raise VLLMValidationError(str(error), parameter=error.field) from None
+    return limits.entry(engine.output_processor, config, tenant)
 
 
 def entered_from_python(add_request: Callable[..., Any]) -> Callable[..., Any]:
@@ -184,10 +207,37 @@ def check(
         sealed = seal(request)
         sealed.stream = is_stream(endless, params, total, kv_policy, block_size)
         sealed.served = served
+        _settle_tenant(sealed)
         _require_readable(sealed)
     except PolicyError as error:
         raise VLLMValidationError(str(error), parameter=error.field) from None
+    _reserve(sealed, params, kv_policy, prompt_tokens)
     return sealed
+
+
+def _settle_tenant(request: SinkRequest) -> None:
+    """Write whose it is into the request, and keep its cached blocks apart where that is asked."""
+    entry = limits.ENTRY.get(None)
+    if entry is None or not entry.config.on:
+        return
+    request.tenant = entry.tenant.name
+    if entry.config.isolate:
+        request.cache_salt = cache_salt(entry.tenant.name, request.cache_salt)
+
+
+def _reserve(
+    request: SinkRequest, params: SamplingParams, kv_policy: KVPolicy, prompt_tokens: int
+) -> None:
+    """Ask the tenant's limits for all answers of a request.
+
+    Raises:
+        GracefulHTTPError: 429.
+    """
+    entry = limits.ENTRY.get(None)
+    if entry is None:
+        return
+    sinks = stream_policy_of(params, kv_policy.default).sink_tokens
+    entry.reserve(params.n, limits.Demand(int(request.stream), sinks, 1), prompt_tokens)
 
 
 def _bound_numbers(params: SamplingParams, vocab_size: int) -> None:
@@ -314,7 +364,7 @@ def _settle_sinks(
     value = written.get(SINK_TOKENS, extra.get(SINK_TOKENS))
     if system_tokens is None and caller is not None:
         system_tokens = caller.system_tokens
-    limits = PoolLimits(vllm_config)
+    pool = PoolLimits(vllm_config)
     asked = value is not None
     if not asked:
         params.extra_args = {k: v for k, v in extra.items() if k != SINK_TOKENS} or None
@@ -322,14 +372,14 @@ def _settle_sinks(
             return
         # Nobody asked for so many: as many of them as fit.
         most = kv_policy.native - window
-        value = min(system_tokens, most, most_sinks(kv_policy, window, limits.block_size))
+        value = min(system_tokens, most, most_sinks(kv_policy, window, pool.block_size))
     elif value == SYSTEM and system_tokens is not None:
         value = system_tokens
     if request.prompt_token_ids is None:
         raise PolicyError(SINK_TOKENS, value, "none with prompt embeddings")
     prompt_tokens, output_tokens = len(request.prompt_token_ids), params.max_tokens or 0
     try:
-        sinks = check_sink_tokens(value, kv_policy, window, prompt_tokens, output_tokens, limits)
+        sinks = check_sink_tokens(value, kv_policy, window, prompt_tokens, output_tokens, pool)
     except PolicyError:
         if asked:
             raise
@@ -343,7 +393,7 @@ def check_sink_tokens(
     window: int,
     prompt_tokens: int,
     output_tokens: int,
-    limits: PoolLimits,
+    pool: PoolLimits,
 ) -> int:
     """``S`` of a request whose ``W`` is ``window``, if it can be honoured.
 
@@ -377,7 +427,7 @@ def check_sink_tokens(
             f"0 to {most}: with the window of {window} tokens the cache may not pass "
             f"the model's context of {kv_policy.native}",
         )
-    fits = most_sinks(kv_policy, window, limits.block_size)
+    fits = most_sinks(kv_policy, window, pool.block_size)
     if number > fits and prompt_tokens + output_tokens > kv_policy.segment:
         raise PolicyError(
             SINK_TOKENS,
@@ -389,15 +439,15 @@ def check_sink_tokens(
         number,
         window,
         # Not the prompt alone: after a preemption the output is prefilled as well.
-        limits.in_flight_tokens,
-        min(prompt_tokens + output_tokens, limits.total_tokens),
-        limits.block_size,
+        pool.in_flight_tokens,
+        min(prompt_tokens + output_tokens, pool.total_tokens),
+        pool.block_size,
     )
-    if limits.pool_blocks and need > limits.pool_blocks:
+    if pool.pool_blocks and need > pool.pool_blocks:
         raise PolicyError(
             SINK_TOKENS,
             number,
-            f"fewer: it would need {need} KV blocks and the pool has {limits.pool_blocks}",
+            f"fewer: it would need {need} KV blocks and the pool has {pool.pool_blocks}",
         )
     return number
 

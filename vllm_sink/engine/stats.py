@@ -10,10 +10,10 @@ from typing_extensions import override
 from vllm_sink import compat
 from vllm_sink.engine.core_request import told_of
 from vllm_sink.metrics.collector import StreamCollector
-from vllm_sink.metrics.config import MetricsConfig
 from vllm_sink.metrics.stats import StreamStats
-from vllm_sink.metrics.tenants import Tenants
 from vllm_sink.segments import base_of
+from vllm_sink.tenancy.config import TenancyConfig
+from vllm_sink.tenancy.labels import Labels
 
 if TYPE_CHECKING:
     from vllm.v1.metrics.stats import SchedulerStats
@@ -43,13 +43,13 @@ class StreamReporting(_Base):
         super().__init__(*args, **kwargs)
         if not self.log_stats:
             return
-        config = MetricsConfig.from_config(self.vllm_config.additional_config)
+        config = TenancyConfig.from_config(self.vllm_config.additional_config)
         self.statistics = StreamCollector(
             self.manager,
             self.kv_policy.native,
             self.promises,
             self.streams_that_fit,
-            Tenants(config.max_tenants) if config.on else None,
+            Labels(config.max_tenants, config.plain_names) if config.on else None,
         )
 
     @override

@@ -10,24 +10,16 @@
 
 from __future__ import annotations
 
-from typing import Any
 
-
-def install(vllm_config: Any) -> None:
-    """Count and export in this process, from now on; engines without a policy pass through.
-
-    Raises:
-        PolicyError: ``sink_metrics`` names something that is not allowed.
-    """
+def install() -> None:
+    """Count and export in this process, from now on; engines without a policy pass through."""
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.llm_engine import LLMEngine
 
     from vllm_sink import compat
     from vllm_sink.metrics import hook
-    from vllm_sink.metrics.config import MetricsConfig
     from vllm_sink.metrics.stats import StreamStats
 
-    MetricsConfig.from_config(vllm_config.additional_config)
     compat.add_scheduler_stats(StreamStats)
     compat.wrap(AsyncLLM, "__init__", hook.with_stream_metrics)
     compat.wrap(LLMEngine, "__init__", hook.with_stream_metrics)

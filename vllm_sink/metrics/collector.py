@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 from vllm_sink import policy
 from vllm_sink.cache.counts import CacheCounts
-from vllm_sink.metrics.stats import StreamStats
-from vllm_sink.metrics.tenants import Tenants
+from vllm_sink.metrics.stats import StreamStats, TenantStats
 
 if TYPE_CHECKING:
     from vllm_sink.cache.manager import SinkWindowManager, Stream
     from vllm_sink.engine.promises import Promises
+    from vllm_sink.tenancy.labels import Labels
 
 #: Seconds between two messages of a busy engine.
 INTERVAL = 1.0
@@ -67,7 +67,7 @@ class StreamCollector:
         native_context: int,
         promises: Promises,
         streams_that_fit: int,
-        tenants: Tenants | None = None,
+        tenants: Labels | None = None,
     ) -> None:
         self._manager = manager
         self._native = native_context
@@ -85,7 +85,7 @@ class StreamCollector:
 
     def opened(self, request_id: str, tenant: str | None = None) -> None:
         """A request arrived."""
-        label = None if self._tenants is None else self._tenants.label(tenant)
+        label = None if self._tenants is None else self._tenants.of(tenant)
         self._known[request_id] = _Known(label)
 
     def released(self, request_id: str, settled_tokens: int) -> None:
@@ -159,7 +159,9 @@ class StreamCollector:
         manager, stats = self._manager, self._pending
         self._pending = StreamStats(streams_that_fit=self._fits)
         if self._tenants is not None:
-            self._tenants.level(stats)
+            # Every label, so that a tenant that went away is shown as 0.
+            for label in self._tenants:
+                stats.tenants.setdefault(label, TenantStats())
         self._walk(stats)
         now, sent = manager.counts, self._sent
         for name in (f.name for f in fields(CacheCounts)):
@@ -214,7 +216,9 @@ class StreamCollector:
         known.evicted_tokens += gone
         stats.evicted_tokens += gone
         if known.tenant is not None and self._tenants is not None:
-            self._tenants.count(stats, known.tenant, new, gone)
+            tenant = stats.tenants.setdefault(known.tenant, TenantStats())
+            tenant.computed_tokens += new
+            tenant.evicted_tokens += gone
 
     def _evicted(self, tokens: int, stream: Stream) -> int:
         """Of the first ``tokens`` tokens, those that the last one does not see."""

@@ -2,4 +2,5 @@
 
 #: How vLLM's ``--middleware`` finds them. Named here, where nothing of vLLM is imported.
 DRAIN_MIDDLEWARE = "vllm_sink.serving.drain_middleware.DrainMiddleware"
+KEY_MIDDLEWARE = "vllm_sink.tenancy.authentication.KeyMiddleware"
 CALLER_MIDDLEWARE = "vllm_sink.serving.caller_middleware.CallerMiddleware"

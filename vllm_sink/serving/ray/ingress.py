@@ -13,9 +13,9 @@ from ray.serve.llm import LLMConfig
 from ray.serve.llm.ingress import OpenAiIngress, make_fastapi_ingress
 
 from vllm_sink.errors import PolicyError
-from vllm_sink.serving.access import Access
 from vllm_sink.serving.drain import ERROR_TYPE, STATUS
 from vllm_sink.serving.drain_middleware import last_event
+from vllm_sink.tenancy.config import TenancyConfig
 
 #: What vLLM reads its key from; a Secret puts it there.
 KEY_VARIABLE = "VLLM_API_KEY"
@@ -72,8 +72,14 @@ def require_key(configs: list[LLMConfig]) -> None:
         PolicyError: ``--sink-require-api-key``, and there is none.
     """
     for config in configs:
-        access = Access.from_config(config.engine_kwargs.get("additional_config"))
-        if access.require_api_key and not os.environ.get(KEY_VARIABLE):
+        tenancy = TenancyConfig.from_config(config.engine_kwargs.get("additional_config"))
+        if tenancy.keys_file is not None:
+            # Each replica asks for one of these.
+            if os.environ.get(KEY_VARIABLE):
+                allowed = f"only without {KEY_VARIABLE}, which Ray's ingress would want as well"
+                raise PolicyError("--sink-tenant-keys", tenancy.keys_file, allowed)
+            continue
+        if tenancy.require_api_key and not os.environ.get(KEY_VARIABLE):
             raise PolicyError(
                 "--sink-require-api-key",
                 True,

@@ -1,0 +1,60 @@
+"""The tenant of a request: by its key, a header that a gateway sets, or a field of its body."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from http import HTTPStatus
+
+from vllm.exceptions import GracefulHTTPError
+
+from vllm_sink.caller import Caller
+from vllm_sink.errors import PolicyError
+from vllm_sink.tenancy.config import TenancyConfig
+from vllm_sink.tenancy.keys import MAX_NAME, Tenant, keys_of
+from vllm_sink.tenancy.labels import NONE
+
+
+def tenant_of(config: TenancyConfig, caller: Caller) -> Tenant:
+    """Whose a request is.
+
+    Raises:
+        PolicyError: the header that says so was given twice, or the name is no text.
+        GracefulHTTPError: 401, there is no key, or none that is known.
+    """
+    if config.keys_file is not None:
+        return by_key(config.keys_file, caller)
+    if config.header is not None:
+        name = caller.header(config.header) or ""
+    else:
+        name = caller.user or ""
+        if not name.isprintable():  # half a surrogate pair cannot cross to the engine core
+            raise PolicyError("user", ascii(name), "printable text")
+    return Tenant(name[:MAX_NAME] or NONE)
+
+
+def by_key(path: str, caller: Caller) -> Tenant:
+    """Whose the key of a request is.
+
+    Raises:
+        PolicyError: the header was given twice.
+        GracefulHTTPError: 401.
+    """
+    key = _bearer(caller.header("authorization")) or caller.header("x-api-key") or ""
+    tenant = keys_of(path).find(key) if key else None
+    if tenant is None:
+        raise GracefulHTTPError(
+            "Unauthorized: a key is needed that this server knows (Authorization: Bearer KEY)",
+            HTTPStatus.UNAUTHORIZED,
+        )
+    return tenant
+
+
+def _bearer(header: str | None) -> str | None:
+    scheme, _, key = (header or "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else None
+
+
+def cache_salt(tenant: str, salt: str | None) -> str:
+    """A salt of the prefix cache that is no other tenant's, whatever salt a client names itself."""
+    return hashlib.sha256(json.dumps([tenant, salt]).encode()).hexdigest()

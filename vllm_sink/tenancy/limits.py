@@ -1,0 +1,360 @@
+"""What a tenant has at once, and all of them together; past its limits, HTTP 429.
+
+::
+
+    AsyncLLM.add_request ── entry(): whose it is
+        └─ the door ── reserve(): all that is asked for, or 429
+               └─ OutputProcessor.add_request ── begins(): counted for as long as vLLM knows it
+        what was reserved and did not begin is given back, whatever happened
+
+A request that is refused, here or anywhere, leaves nothing. The counts are this process's: of a
+server, or of one replica.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, fields, replace
+from http import HTTPStatus
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from vllm.exceptions import GracefulHTTPError
+
+from vllm_sink.tenancy.config import FLAGS, Limits, TenancyConfig
+from vllm_sink.tenancy.keys import Tenant
+
+#: Seconds after which a refused client may come again, where that is not known better.
+AFTER = 5
+
+#: Live requests that are looked through at least, before those that ended are dropped.
+SWEEP = 256
+
+_CALLED = {
+    "max_streams": "live streams",
+    "max_pinned_tokens": "pinned tokens",
+    "max_queued_requests": "queued requests",
+}
+
+_TOTAL_FLAGS = {name: FLAGS.get(f"total_{name}", "") for name in vars(Limits())}
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What requests have, or one asks for; sums of them are, too.
+
+    Attributes:
+        max_streams, max_pinned_tokens, max_queued_requests: as in ``Limits``.
+    """
+
+    max_streams: int = 0
+    max_pinned_tokens: int = 0
+    max_queued_requests: int = 0
+
+    def __add__(self, other: Demand) -> Demand:
+        return Demand(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def times(self, n: int) -> Demand:
+        """Of ``n`` such requests."""
+        return Demand(*(n * getattr(self, f.name) for f in fields(self)))
+
+
+class Bucket:
+    """Tokens that may be spent: a minute's at once, and as many in every minute.
+
+    What a stream says is spent when it was said, so that it can be less than nothing; then the next
+    request waits until it is not.
+    """
+
+    def __init__(self) -> None:
+        self.spent = 0.0
+        self._at = time.monotonic()
+
+    def _drain(self, per_minute: int) -> None:
+        now = time.monotonic()
+        self.spent = max(0.0, self.spent - (now - self._at) * per_minute / 60)
+        self._at = now
+
+    def wait(self, tokens: int, per_minute: int) -> float:
+        """Seconds until so many may be spent; a prompt of more than a minute's waits for all."""
+        self._drain(per_minute)
+        over = self.spent + min(tokens, per_minute) - per_minute
+        return over * 60 / per_minute
+
+    def spend(self, tokens: int) -> None:
+        self.spent += tokens
+
+
+@dataclass
+class _Account:
+    """What one tenant has, or all.
+
+    Attributes:
+        live: by vLLM's request id: what it has and its ``RequestState``.
+        reserved: what is being added.
+        bucket: its tokens.
+        sum: of ``live``, at least; requests that ended may be in it still.
+    """
+
+    live: dict[str, tuple[Demand, Any]] = field(default_factory=dict)
+    reserved: Demand = field(default_factory=Demand)
+    bucket: Bucket = field(default_factory=Bucket)
+    sum: Demand = field(default_factory=Demand)
+    next_sweep: int = SWEEP
+
+    def begin(self, request_id: str, demand: Demand, state: Any, known: Mapping[str, Any]) -> None:
+        if len(self.live) >= self.next_sweep:
+            self.recount(known)
+            self.next_sweep = max(SWEEP, 2 * len(self.live))
+        self.live[request_id] = (demand, state)
+        self.sum += demand
+
+    def recount(self, known: Mapping[str, Any]) -> None:
+        """Drop what ended, and what no longer queues."""
+        total = Demand()
+        live = {}
+        for name, (before, state) in self.live.items():
+            if name not in known or known[name] is not state:
+                continue
+            demand = before if state.is_prefilling else replace(before, max_queued_requests=0)
+            live[name] = (demand, state)
+            total += demand
+        self.live, self.sum = live, total
+
+
+class TenantCounts:
+    """Counts of one server's tenants.
+
+    Args:
+        config: the operator's.
+        known: the requests that the front end knows: vLLM's ``OutputProcessor.request_states``.
+    """
+
+    def __init__(self, config: TenancyConfig, known: Mapping[str, Any]) -> None:
+        self.config = config
+        self._known = known
+        self._accounts: dict[str, _Account] = {}
+        self._all = _Account()
+        self._next_sweep = SWEEP
+        self._pays: dict[str, str] = {}
+
+    def limits_of(self, tenant: Tenant) -> Limits:
+        """A tenant's own limits, and for the rest those of every tenant."""
+        given = vars(self.config.limits) | {
+            name: value for name, value in vars(tenant.limits).items() if value is not None
+        }
+        return Limits(**given)
+
+    def has(self, tenant: str) -> Demand:
+        """What a tenant has now."""
+        account = self._accounts.get(tenant, _Account())
+        account.recount(self._known)
+        return account.sum + account.reserved
+
+    def require(self, tenant: Tenant, demand: Demand, prompt_tokens: int) -> None:
+        """Refuse what is too much.
+
+        Raises:
+            GracefulHTTPError: 429, naming the limit, what there is, and when to come again.
+        """
+        who = f"tenant {tenant.name!r}"
+        self._require(who, self._account(tenant.name), self.limits_of(tenant), FLAGS, demand)
+        self._require("this server", self._all, self.config.total, _TOTAL_FLAGS, demand)
+        for account, limits, flags, name in (
+            (self._account(tenant.name), self.limits_of(tenant), FLAGS, who),
+            (self._all, self.config.total, _TOTAL_FLAGS, "this server"),
+        ):
+            per_minute = limits.tokens_per_minute
+            if per_minute is None:
+                continue
+            seconds = account.bucket.wait(prompt_tokens, per_minute)
+            if seconds > 0:
+                raise _refused(
+                    f"{name} has used its {per_minute} tokens a minute "
+                    f"({flags['tokens_per_minute']}). Try again in {math.ceil(seconds)} seconds",
+                    math.ceil(seconds),
+                )
+
+    def _require(
+        self,
+        who: str,
+        account: _Account,
+        limits: Limits,
+        flags: Mapping[str, str],
+        demand: Demand,
+    ) -> None:
+        for name, called in _CALLED.items():
+            limit, more = getattr(limits, name), getattr(demand, name)
+            if limit is None or not more:
+                continue
+            if getattr(account.sum + account.reserved, name) + more > limit:
+                account.recount(self._known)
+            already = getattr(account.sum + account.reserved, name)
+            if already + more > limit:
+                raise _refused(
+                    f"{who} has {already} {called} and asks for {more} more; allowed: {limit} "
+                    f"({flags[name]}). Try again when one of them has ended"
+                )
+
+    def _account(self, tenant: str) -> _Account:
+        if tenant not in self._accounts and len(self._accounts) >= self._next_sweep:
+            self._sweep()
+        return self._accounts.setdefault(tenant, _Account())
+
+    def _sweep(self) -> None:
+        """Forget tenants that have nothing and owe nothing."""
+        kept = {}
+        for name, account in self._accounts.items():
+            account.recount(self._known)
+            per_minute = self.config.limits.tokens_per_minute
+            owes = account.bucket.spent and account.bucket.wait(0, per_minute or 1) > -(
+                per_minute or 1
+            )
+            if account.live or account.reserved != Demand() or owes:
+                kept[name] = account
+        self._accounts = kept
+        self._next_sweep = max(SWEEP, 2 * len(kept))
+
+    def reserve(self, tenant: str, demand: Demand, tokens: int) -> None:
+        """Count what is being added; ``tokens`` of prompts are spent."""
+        for account in (self._account(tenant), self._all):
+            account.reserved += demand
+            account.bucket.spend(tokens)
+
+    def give_back(self, tenant: str, demand: Demand, tokens: int) -> None:
+        """It was not added after all, or it has begun and spends nothing for that."""
+        self.reserve(tenant, demand.times(-1), -tokens)
+
+    def begins(self, tenant: str, request_id: str, demand: Demand) -> None:
+        """The front end knows a request now."""
+        state = self._known[request_id]
+        for account in (self._account(tenant), self._all):
+            account.begin(request_id, demand, state, self._known)
+        if len(self._pays) >= 2 * len(self._known) + SWEEP:
+            self._pays = {r: t for r, t in self._pays.items() if r in self._known}
+        self._pays[request_id] = tenant
+
+    def said(self, request_id: str, tokens: int) -> None:
+        """An answer has grown."""
+        tenant = self._pays.get(request_id)
+        if tenant is not None:
+            self._account(tenant).bucket.spend(tokens)
+            self._all.bucket.spend(tokens)
+
+
+def _refused(message: str, seconds: int = AFTER) -> GracefulHTTPError:
+    error = GracefulHTTPError(message, HTTPStatus.TOO_MANY_REQUESTS)
+    error.retry_after = max(1, seconds)  # type: ignore[attr-defined]
+    return error
+
+
+# -- a request on its way in ----------------------------------------------------------------------
+
+
+@dataclass
+class Entry:
+    """A request that is being added to the engine.
+
+    Attributes:
+        config: the operator's.
+        counts: the server's; None where nothing is limited.
+        tenant: whose it is.
+        demand: of each of its answers.
+        answers: those that have not begun.
+        tokens: of its prompt, until one began.
+    """
+
+    config: TenancyConfig
+    counts: TenantCounts | None
+    tenant: Tenant
+    demand: Demand = field(default_factory=Demand)
+    answers: int = 0
+    tokens: int = 0
+
+    def reserve(self, answers: int, demand: Demand, prompt_tokens: int) -> None:
+        """Ask for all of it.
+
+        Raises:
+            GracefulHTTPError: 429.
+        """
+        if self.counts is None:
+            return
+        self.counts.require(self.tenant, demand.times(answers), prompt_tokens)
+        self.demand, self.answers, self.tokens = demand, answers, prompt_tokens
+        self.counts.reserve(self.tenant.name, demand.times(answers), prompt_tokens)
+
+    def begins(self, request_id: str) -> None:
+        """One of the answers is known to the front end."""
+        if self.counts is not None and self.answers:
+            self.answers -= 1
+            self.tokens = 0
+            self.counts.give_back(self.tenant.name, self.demand, 0)
+            self.counts.begins(self.tenant.name, request_id, self.demand)
+
+    def close(self) -> None:
+        """Give back what did not begin."""
+        if self.counts is not None and self.answers:
+            n, self.answers = self.answers, 0
+            self.counts.give_back(self.tenant.name, self.demand.times(n), self.tokens)
+
+
+#: The request that this task is adding.
+ENTRY: ContextVar[Entry] = ContextVar("vllm_sink_entry")
+
+#: Of each front end in this process.
+_COUNTS: WeakKeyDictionary[Any, TenantCounts] = WeakKeyDictionary()
+
+
+@contextmanager
+def entry(processor: Any, config: TenancyConfig, tenant: Tenant) -> Iterator[None]:
+    """Count a request while it is added to the engine; its answers count on by themselves.
+
+    Args:
+        processor: vLLM's ``OutputProcessor``.
+        config: the operator's.
+        tenant: whose it is.
+    """
+    counts = None
+    if config.counts:
+        counts = _COUNTS.get(processor)
+        if counts is None:
+            counts = _COUNTS[processor] = TenantCounts(config, processor.request_states)
+    made = Entry(config, counts, tenant)
+    token = ENTRY.set(made)
+    try:
+        yield
+    finally:
+        ENTRY.reset(token)
+        made.close()
+
+
+# -- vLLM's output processor, wrapped -------------------------------------------------------------
+
+
+def beginning(add_request: Callable[..., None]) -> Callable[..., None]:
+    """``OutputProcessor.add_request``, where an answer becomes known."""
+
+    def add(self: Any, request: Any, *args: Any, **kwargs: Any) -> None:
+        add_request(self, request, *args, **kwargs)
+        found = ENTRY.get(None)
+        if found is not None and request.request_id in self.request_states:
+            found.begins(request.request_id)
+
+    return add
+
+
+def spending(process_outputs: Callable[..., Any]) -> Callable[..., Any]:
+    """``OutputProcessor.process_outputs`` that counts what was said."""
+
+    def process(self: Any, engine_core_outputs: Any, *args: Any, **kwargs: Any) -> Any:
+        counts = _COUNTS.get(self)
+        if counts is not None:
+            for output in engine_core_outputs:
+                counts.said(output.request_id, len(output.new_token_ids))
+        return process_outputs(self, engine_core_outputs, *args, **kwargs)
+
+    return process
