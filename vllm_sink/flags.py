@@ -12,8 +12,10 @@ from vllm import envs
 from vllm_sink import features
 from vllm_sink.engine import admission_config
 from vllm_sink.engine.admission_config import (
+    DEFAULT_MAX_UNSENT_MIB,
     DEFAULT_QUEUE_TIMEOUT,
     DEFAULT_STREAM_SHARE,
+    require_mib,
     require_seconds,
     require_share,
 )
@@ -192,6 +194,15 @@ def with_flags(add_cli_args: Callable[..., Any]) -> Callable[..., Any]:
             default=argparse.SUPPRESS,
             help="How long a request waits for its KV blocks; then it ends with HTTP 503. "
             f"(default: {DEFAULT_QUEUE_TIMEOUT:g})",
+        )
+        group.add_argument(
+            "--sink-max-unsent-mib",
+            type=_number(require_mib, "--sink-max-unsent-mib"),
+            metavar="MIB",
+            default=argparse.SUPPRESS,
+            help="Memory that a stream's answer may take while it waits for its client, which does "
+            "not read or wants it in one piece; then the stream ends with what there is. "
+            f"(default: {DEFAULT_MAX_UNSENT_MIB:g})",
         )
         group.add_argument(
             "--sink-tenant-label",

@@ -275,6 +275,7 @@ def install_front_end(vllm_config: Any) -> None:
 
     from vllm_sink.engine import door
     from vllm_sink.engine.admission_config import AdmissionConfig
+    from vllm_sink.metrics.front_end import FRONT_END
     from vllm_sink.serving import (
         beams,
         chat,
@@ -284,7 +285,7 @@ def install_front_end(vllm_config: Any) -> None:
         piece,
         refused,
         tail,
-        unread,
+        unsent,
     )
     from vllm_sink.tenancy import limits
     from vllm_sink.tenancy.config import TenancyConfig
@@ -294,11 +295,14 @@ def install_front_end(vllm_config: Any) -> None:
     tenancy = TenancyConfig.from_config(vllm_config.additional_config)
     if tenancy.keys_file is not None:
         keys_of(tenancy.keys_file)
-    AdmissionConfig.from_config(vllm_config.additional_config)
+    admission = AdmissionConfig.from_config(vllm_config.additional_config)
+    FRONT_END.most_unsent_bytes = int(admission.max_unsent_mib * 2**20)
     compat.wrap(InputProcessor, "process_inputs", door.checked)
     compat.wrap(AsyncLLM, "add_request", door.entered)
     compat.wrap(LLMEngine, "add_request", door.entered_from_python)
     compat.wrap(OutputProcessor, "add_request", limits.beginning)
+    compat.wrap(OutputProcessor, "add_request", refused.remembering)
+    compat.wrap(OutputProcessor, "add_request", unsent.with_streams_marked)
     compat.wrap(OnlineRenderer, "preprocess_chat", chat.with_system_tokens)
     compat.wrap(BeamSearchOnlineMixin, "beam_search", beams.within_context)
     compat.wrap(AsyncLLM, "__init__", length.with_stream_length)
@@ -306,7 +310,7 @@ def install_front_end(vllm_config: Any) -> None:
     compat.wrap(AsyncLLM, "shutdown", drain.with_drain)
     compat.wrap(RequestState, "make_request_output", tail.with_tail)
     compat.wrap(OutputProcessor, "process_outputs", limits.spending)
-    compat.wrap(OutputProcessor, "process_outputs", unread.with_readers_only)
+    compat.wrap(OutputProcessor, "process_outputs", unsent.with_readers_only)
     compat.wrap(OutputProcessor, "process_outputs", refused.with_refusals)
     compat.wrap(OpenAIModelRegistry, "show_available_models", length.with_context_named)
     compat.wrap(ServingTokenization, "create_tokenize", length.with_context_named)

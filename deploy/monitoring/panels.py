@@ -293,12 +293,19 @@ LIMITS = (
     ),
     Panel(
         "Admissions",
-        "Let in, and told to come later.",
+        "Let in, told to come later, and ended since their clients did not read.",
         (
             Query(rate(ours("admissions_total")), "let in"),
             Query(seldom(rate(ours("admissions_refused_total"))), "refused"),
+            Query(seldom(rate(ours("streams_ended_unsent_total"))), "ended unsent"),
         ),
         unit="ops",
+    ),
+    Panel(
+        "Answers that wait for their clients",
+        "Memory of the API server. A stream of which --sink-max-unsent-mib waits is ended.",
+        (Query(f"sum({ours('unsent_bytes')})", "all"),),
+        unit="bytes",
     ),
     Panel(
         "Host memory of the engine core",

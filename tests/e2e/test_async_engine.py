@@ -20,8 +20,9 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 from tests.e2e.ahead import ahead_by_default
 from tests.e2e.engines import greedy, prompt, random_tokens, tiny
 from tests.e2e.streams import BLOCK, SEGMENT, SINKS, WINDOW
+from vllm_sink.metrics.front_end import FRONT_END
 from vllm_sink.plugin import register
-from vllm_sink.serving import unread
+from vllm_sink.serving import tail, unsent
 
 
 class LastStats(StatLoggerBase):
@@ -91,20 +92,32 @@ async def nothing_is_held(engine: AsyncLLM) -> bool:
 def test_a_client_that_does_not_read_is_let_go(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is told what was waiting and why it ended; others notice nothing."""
-    monkeypatch.setattr(unread, "UNREAD", 300)
+    """It is told what was waiting and why it ended; others notice nothing. Nor is an answer held in
+    one piece without end.
+    """
+    # A thousand tokens fill what a stream may leave unsent.
+    monkeypatch.setattr(unsent, "TOKEN", (16 << 20) // 1000)
+    monkeypatch.setattr(tail, "KEEP", 20)
+    monkeypatch.setattr(tail, "EVERY", 50)
+    ended = FRONT_END.ended_unsent
 
     async def scenario() -> None:
         async with async_engine(tiny("llama-gqa", tiny_folder), False) as engine:
             whole = greedy(900, SINKS)
             whole.output_kind = RequestOutputKind.FINAL_ONLY
-            reader = asyncio.create_task(follow(engine, "reader", random_tokens(9), streamed(900)))
+            reader = asyncio.create_task(follow(engine, "reader", random_tokens(9), streamed(1400)))
             patient = asyncio.create_task(follow(engine, "whole", random_tokens(9), whole))
             stream = engine.generate(prompt(random_tokens(9)), streamed(10**9), "stalled")
             said = (await anext(stream)).outputs[0].token_ids[:]
             # Alone in the end, and nobody reads it.
             expected = await reader
-            assert await patient == expected
+            assert await patient == expected[:900]
+            # Wanted in one piece, and without end.
+            endless = greedy(10**9, SINKS)
+            endless.output_kind = RequestOutputKind.FINAL_ONLY
+            cut = await follow(engine, "endless", random_tokens(9), endless)
+            assert 900 < len(cut) < 1100
+            assert cut == expected[: len(cut)]
             for _ in range(600):
                 if not engine.output_processor.request_states:
                     break
@@ -115,7 +128,8 @@ def test_a_client_that_does_not_read_is_let_go(
                 said += output.outputs[0].token_ids
                 reason = output.outputs[0].finish_reason
             assert reason == "abort"
-            assert 300 < len(said) < 400
+            assert 900 < len(said) < 1100
+            assert FRONT_END.ended_unsent - ended == 2
             assert said == expected[: len(said)]
 
     asyncio.run(scenario())

@@ -140,7 +140,7 @@ WRAPS = (
     Hook(
         "wraps",
         "vllm.v1.engine.output_processor:OutputProcessor.add_request",
-        "where a stream becomes known, and is told its tenant",
+        "where an answer becomes known, and is counted as its tenant's",
         ("request",),
     ),
     Hook(

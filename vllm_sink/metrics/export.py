@@ -12,6 +12,7 @@ from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 from vllm.v1.metrics.loggers import AggregateStatLoggerBase
 
 from vllm_sink import __version__, compat
+from vllm_sink.metrics.front_end import FRONT_END
 from vllm_sink.metrics.logline import LogLine
 from vllm_sink.metrics.names import LABELS, METRICS, PREFIX, Metric
 from vllm_sink.metrics.stats import StreamStats
@@ -43,6 +44,7 @@ class SinkStatLogger(AggregateStatLoggerBase):
         assert kv_policy is not None, "this logger belongs to engines with a policy"
         engines = engine_indexes or [0]
         self._forget_earlier()
+        self._ended = FRONT_END.ended_unsent
         self._line = LogLine()
         self._line.install()
         self._metrics = {m.name: self._make(m) for m in METRICS.values()}
@@ -76,7 +78,8 @@ class SinkStatLogger(AggregateStatLoggerBase):
             "labelnames": [*LABELS, *metric.labels],
         }
         if metric.kind == "gauge":
-            return self._gauge(**common, multiprocess_mode="mostrecent")
+            mode = "livesum" if metric.of_process else "mostrecent"
+            return self._gauge(**common, multiprocess_mode=mode)
         if metric.kind == "histogram":
             return self._histogram(**common, buckets=list(metric.buckets))
         return self._counter(**common)
@@ -105,11 +108,20 @@ class SinkStatLogger(AggregateStatLoggerBase):
         if stats is None or engine_idx not in self._labels:
             return
         LAST[engine_idx] = stats
+        self._add_front_end()
         self._line.record(engine_idx, stats)
         labels = self._labels[engine_idx]
         self._set_levels(stats, labels)
         self._add_counts(stats, labels)
         self._add_tenants(stats, labels)
+
+    def _add_front_end(self) -> None:
+        """What is no engine's stands beside the first one."""
+        labels = next(iter(self._labels.values()))
+        self._metrics["unsent_bytes"].labels(*labels).set(FRONT_END.unsent_bytes)
+        ended, self._ended = FRONT_END.ended_unsent - self._ended, FRONT_END.ended_unsent
+        if ended:
+            self._metrics["streams_ended_unsent"].labels(*labels).inc(ended)
 
     def _set_levels(self, stats: StreamStats, labels: tuple[str, str]) -> None:
         levels = {

@@ -38,6 +38,7 @@ class Metric:
         help: shown in ``/metrics``.
         labels: beyond ``model_name`` and ``engine``.
         buckets: upper bounds, for a histogram.
+        of_process: a gauge that each process of a front end has its own of; they are summed.
     """
 
     kind: Kind
@@ -45,6 +46,7 @@ class Metric:
     help: str
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
+    of_process: bool = False
 
     @property
     def full_name(self) -> str:
@@ -84,6 +86,17 @@ METRICS: dict[str, Metric] = {
         ),
         Metric(
             "gauge", "engine_resident_bytes", "Host memory of the engine core's process, resident."
+        ),
+        Metric(
+            "gauge",
+            "unsent_bytes",
+            "Memory of answers that wait for their clients, or are wanted in one piece.",
+            of_process=True,
+        ),
+        Metric(
+            "counter",
+            "streams_ended_unsent",
+            "Streams that were ended since more than --sink-max-unsent-mib of them waited.",
         ),
         Metric("counter", "admissions", "Streams let in; once more after a preemption."),
         Metric(

@@ -20,11 +20,17 @@ from vllm_sink.engine.refusals import Refusal
 _CALLER = "sink_caller"
 
 
-def remember_caller(queue: Any) -> None:
-    """The caller of this task waits for what comes in this queue."""
-    caller = CALLER.get(None)
-    if queue is not None and caller is not None:
-        setattr(queue, _CALLER, caller)
+def remembering(add_request: Callable[..., None]) -> Callable[..., None]:
+    """``OutputProcessor.add_request``: this task's caller waits for what comes in the queue."""
+
+    def add(self: Any, request: Any, *args: Any, **kwargs: Any) -> None:
+        add_request(self, request, *args, **kwargs)
+        caller = CALLER.get(None)
+        state = self.request_states.get(request.request_id)
+        if caller is not None and state is not None and state.queue is not None:
+            setattr(state.queue, _CALLER, caller)
+
+    return add
 
 
 def with_refusals(process_outputs: Callable[..., Any]) -> Callable[..., Any]:

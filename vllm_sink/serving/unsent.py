@@ -1,0 +1,96 @@
+"""What waits in memory for its client is bounded in bytes, and shown.
+
+vLLM merges what a client has not taken yet into one output (``RequestOutputCollector``,
+``v1/engine/output_processor.py``): text, tokens and log-probabilities, for as long as the request
+lives; and of an answer that is wanted in one piece it keeps all of that until the end. An ordinary
+request ends before that matters. A stream does not: past ``--sink-max-unsent-mib`` it is ended, as
+if its client had left, is told all that was waiting, and ``"finish_reason": "abort"``.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from vllm.logger import init_logger
+
+from vllm_sink.engine.core_request import SinkRequest
+from vllm_sink.metrics.front_end import FRONT_END
+
+logger = init_logger("vllm.sink")
+
+#: Bytes of a token in a list, of the alternatives at one token, and of each of them
+#: (``vllm.logprobs.Logprob`` in a dict); as measured on CPython 3.11.
+TOKEN, POSITION, LOGPROB = 36, 230, 210
+
+#: Seconds between two sums over all requests.
+BETWEEN = 1.0
+
+#: The attribute of ``RequestState`` that is set on streams.
+_STREAM = "sink_stream"
+
+
+def with_streams_marked(add_request: Callable[..., None]) -> Callable[..., None]:
+    """``OutputProcessor.add_request`` that knows streams from requests that end by themselves."""
+
+    def add(self: Any, request: Any, *args: Any, **kwargs: Any) -> None:
+        add_request(self, request, *args, **kwargs)
+        state = self.request_states.get(request.request_id)
+        if state is not None and isinstance(request, SinkRequest) and request.stream:
+            setattr(state, _STREAM, True)
+
+    return add
+
+
+def with_readers_only(process_outputs: Callable[..., Any]) -> Callable[..., Any]:
+    """``OutputProcessor.process_outputs`` that ends streams of which too much waits."""
+
+    def process(self: Any, engine_core_outputs: Any, *args: Any, **kwargs: Any) -> Any:
+        processed = process_outputs(self, engine_core_outputs, *args, **kwargs)
+        for output in engine_core_outputs:
+            state = self.request_states.get(output.request_id)
+            if state is None or state.queue is None or not getattr(state, _STREAM, False):
+                continue
+            if (size := held(state)) <= FRONT_END.most_unsent_bytes:
+                continue
+            logger.warning(
+                "Request %s is ended: %d bytes of its answer wait in memory for its client "
+                "(--sink-max-unsent-mib %g), which does not read, or wants all of it in one piece.",
+                state.external_req_id,
+                size,
+                FRONT_END.most_unsent_bytes / 2**20,
+            )
+            FRONT_END.ended_unsent += 1
+            processed.reqs_to_abort.extend(self.abort_requests([output.request_id], internal=True))
+        now = time.monotonic()
+        if now >= FRONT_END.summed + BETWEEN or not self.request_states:
+            FRONT_END.summed = now
+            FRONT_END.unsent_bytes = sum(map(held, self.request_states.values()))
+        return processed
+
+    return process
+
+
+def held(state: Any) -> int:
+    """Bytes that are kept of an answer, about: what its client has not taken, and what vLLM keeps.
+
+    Of a streamed answer vLLM keeps the tail alone (``tail.py``).
+    """
+    size = 0
+    queue, detokenizer = state.queue, state.detokenizer
+    if queue is not None and queue.aggregate:
+        for completion in getattr(queue.output, "outputs", ()):
+            size += _size(len(completion.token_ids), completion.text, completion.logprobs)
+    if detokenizer is not None:
+        text = getattr(detokenizer, "output_text", "")
+        size += _size(detokenizer.num_output_tokens(), text, state.logprobs_processor.logprobs)
+    return size
+
+
+def _size(tokens: int, text: str, logprobs: Any) -> int:
+    size = TOKEN * tokens + sys.getsizeof(text)
+    if logprobs:
+        size += len(logprobs) * (POSITION + LOGPROB * len(logprobs[-1] or ()))
+    return size
