@@ -45,10 +45,10 @@ class Caller:
         self._headers = headers
         self._chunks: list[bytes] = []
         self._fields = fields
-        self._on_decision: Callable[[], None] | None = None
+        self._on_settled: Callable[[], None] | None = None
         self.system_tokens: int | None = None
         self.refusal: Exception | None = None
-        self.decided = False
+        self.settled = False
 
     # -- what was written -------------------------------------------------------------------------
 
@@ -115,22 +115,23 @@ class Caller:
         """The door did not let it in; the first refusal counts."""
         if self.refusal is None:
             self.refusal = error
-        self._decide()
+        self._settle()
 
-    def let_in(self) -> None:
-        """The engine has it, or has one of several prompts of it."""
-        self._decide()
+    def answered(self) -> None:
+        """The engine core has said something of an answer: it will not be refused any more."""
+        if not self.settled:
+            self._settle()
 
-    def on_decision(self, call: Callable[[], None]) -> None:
-        """Call this as soon as the request was refused or let in; at once if it was."""
-        self._on_decision = call
-        if self.decided:
+    def on_settled(self, call: Callable[[], None]) -> None:
+        """Call this as soon as the request was refused or is answered; at once if it was."""
+        self._on_settled = call
+        if self.settled:
             call()
 
-    def _decide(self) -> None:
-        self.decided = True
-        if self._on_decision is not None:
-            self._on_decision()
+    def _settle(self) -> None:
+        self.settled = True
+        if self._on_settled is not None:
+            self._on_settled()
 
 
 class _Fields(Mapping[str, Any]):

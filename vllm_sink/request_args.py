@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from vllm_sink.errors import PolicyError
@@ -40,6 +41,12 @@ _MEANT = {
     "endless": ENDLESS,
 }
 
+#: How alike a name must be to an option's to be taken for a slip of the pen.
+_ALIKE = 0.9
+
+#: Fields that hold a request's settings, in which an option may stand by mistake.
+_HOLDERS = ("extra_body", "extra_args", "sampling_params", "chat_template_kwargs")
+
 #: As an example of each.
 _EXAMPLES: dict[str, int | bool] = {SINK_TOKENS: 4, WINDOW_TOKENS: 1024, ENDLESS: True}
 
@@ -59,7 +66,7 @@ def stream_policy_of(params: _Params | None, default: StreamPolicy) -> StreamPol
     )
 
 
-def refuse_unknown(options: Iterable[str], fields: Iterable[str]) -> None:
+def refuse_unknown(options: Iterable[str], fields: Mapping[str, Any]) -> None:
     """Refuse a name that can only be meant for this project and is none of its own.
 
     vLLM passes on whatever a request carries, and ignores a field that it does not know, so nothing
@@ -67,7 +74,7 @@ def refuse_unknown(options: Iterable[str], fields: Iterable[str]) -> None:
 
     Args:
         options: names in ``vllm_xargs``, or ``extra_args``.
-        fields: names of the request's own fields.
+        fields: the request's own fields.
 
     Raises:
         PolicyError: with the name that is meant.
@@ -77,11 +84,27 @@ def refuse_unknown(options: Iterable[str], fields: Iterable[str]) -> None:
             raise PolicyError(f"vllm_xargs.{name}", name, " or ".join(map(repr, OPTIONS)))
     for name in fields:
         if option := _meant(name):
-            example = json.dumps({"vllm_xargs": {option: _EXAMPLES[option]}})
-            raise PolicyError(name, "a field of the request", f"an option: {example[1:-1]}")
+            raise _misplaced(name, option, "a field of the request")
+        if name != "vllm_xargs" and difflib.get_close_matches(name, ["vllm_xargs"], 1, _ALIKE):
+            raise PolicyError(name, "a field of the request", "vllm_xargs")
+    for holder in _HOLDERS:
+        inside = fields.get(holder)
+        for name in inside if isinstance(inside, Mapping) else ():
+            if name in OPTIONS:
+                raise _misplaced(f"{holder}.{name}", name, f"in {holder}")
+            if name == "vllm_xargs":
+                raise PolicyError(f"{holder}.{name}", f"in {holder}", "a field of the request")
+
+
+def _misplaced(name: str, option: str, where: str) -> PolicyError:
+    example = json.dumps({"vllm_xargs": {option: _EXAMPLES[option]}})
+    return PolicyError(name, where, f"an option: {example[1:-1]}")
 
 
 def _meant(name: str) -> str | None:
     """The option that a name can only be meant for, if there is one."""
     lower = str(name).lower()
-    return next((option for part, option in _MEANT.items() if part in lower), None)
+    for part, option in _MEANT.items():
+        if part in lower:
+            return option
+    return next(iter(difflib.get_close_matches(lower, OPTIONS, 1, _ALIKE)), None)

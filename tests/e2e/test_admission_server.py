@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from tests.e2e.engines import random_tokens, tiny
+from tests.e2e.routes import GENERATING, MODEL, STREAMING, with_options
 from tests.e2e.servers import Server, serve, until
 
 SINKS, WINDOW, SEGMENT, NATIVE = 4, 60, 1024, 128
-MODEL = "tiny"
 TIMEOUT = 4
 
 #: Of 19 blocks 15 are for streams, and each needs 4.
@@ -28,7 +28,7 @@ FLAGS = (
     f"--kv-policy sink --sink-tokens {SINKS} --window-tokens {WINDOW} --segment-tokens {SEGMENT} "
     f"--served-model-name {MODEL} --dtype float32 --enforce-eager --max-num-seqs 8 "
     f"--max-num-batched-tokens 256 --num-gpu-blocks-override 20 --sink-queue-timeout {TIMEOUT} "
-    "--max-num-queued-reqs 12"
+    "--max-num-queued-reqs 12 --enable-scale-out"
 )
 
 
@@ -170,32 +170,42 @@ def test_clients_are_told_the_context(server: Server) -> None:
 # -- admission ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("streamed", [False, True])
-@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
-def test_one_stream_too_many(server: Server, path: str, streamed: bool) -> None:
-    """429 with what is free and when to come again; what is no stream is answered."""
-    body = {**(CHAT if "chat" in path else PROMPT), **ENDLESS, "stream": streamed}
+def test_one_stream_too_many(server: Server) -> None:
+    """On every route, streamed or not: 429 with what is free and when to come again, before any
+    event; what is no stream is answered.
+    """
+    asked = [(path, {}) for path in GENERATING]
+    asked += [(path, {"stream": True}) for path in STREAMING]
     with _streams(server, STREAMS):
-        status, answer, headers = _ask(server, path, body)
-        assert status == 429, answer
-        assert f"{STREAMS} of at most 6 streams are live" in answer["error"]["message"]
-        assert "--sink-stream-share 0.8 of 19" in answer["error"]["message"]
-        assert headers["Retry-After"] == "10"
-        status, answer, _ = _ask(server, path, {**CHAT, **PROMPT, "max_tokens": 4})
-        assert status == 200, answer
+        for path, more in asked:
+            body = with_options(path, {"endless": True}, **more)
+            lengths = body.get("sampling_params", body)
+            for name in ("max_tokens", "max_output_tokens"):
+                lengths |= {name: 10**6} if name in lengths else {}
+            status, answer, headers = _ask(server, path, body)
+            assert status == 429, (path, more, answer)
+            assert f"{STREAMS} streams are live" in answer["error"]["message"]
+            assert "--sink-stream-share 0.8 of 19" in answer["error"]["message"]
+            assert headers["Retry-After"] == "10"
+        for path in GENERATING:
+            status, answer, _ = _ask(server, path, GENERATING[path])
+            assert status == 200, (path, answer)
     with _streams(server, 1):
         pass
 
 
-@pytest.mark.parametrize("streamed", [False, True])
-def test_nobody_waits_for_ever_and_nobody_blocks(server: Server, streamed: bool) -> None:
+@pytest.mark.parametrize(
+    ("path", "streamed"),
+    [("/v1/completions", False), ("/v1/completions", True), ("/v1/responses", True)],
+)
+def test_nobody_waits_for_ever_and_nobody_blocks(server: Server, path: str, streamed: bool) -> None:
     """What does not fit beside the streams is told so; a small request passes it."""
     large = {**PROMPT, "prompt": random_tokens(400), "max_tokens": 4, "stream": streamed}
+    if path == "/v1/responses":  # it has events of its own before the engine's
+        large = {"input": "a" * 400, "max_output_tokens": 16, "stream": True}
     told: list[tuple[int, Any, Message]] = []
     with _streams(server, STREAMS):
-        waiting = threading.Thread(
-            target=lambda: told.append(_ask(server, "/v1/completions", large))
-        )
+        waiting = threading.Thread(target=lambda: told.append(_ask(server, path, large)))
         begin = time.monotonic()
         waiting.start()
         until(lambda: _total(server, "vllm:num_requests_waiting{") == 1, 60)
@@ -208,7 +218,7 @@ def test_nobody_waits_for_ever_and_nobody_blocks(server: Server, streamed: bool)
         assert status == 503, answer
         assert "--sink-queue-timeout" in answer["error"]["message"]
         assert headers["Retry-After"] == "5"
-    status, answer, _ = _ask(server, "/v1/completions", large)
+    status, answer, _ = _ask(server, path, large)
     assert status == 200, answer
 
 

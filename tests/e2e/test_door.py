@@ -91,6 +91,9 @@ BAD_OPTIONS = [
     ({"window_tokens": True}, "window_tokens: True is not allowed"),
     ({"window_tokens": "30"}, "window_tokens: '30' is not allowed"),
     ({"window_token": 30}, "'window_token' is not allowed; allowed: 'sink_tokens' or 'window_t"),
+    ({"endles": True}, "'endles' is not allowed"),
+    ({"end_less": True}, "'end_less' is not allowed"),
+    ({"endless": 1}, "endless: 1 is not allowed; allowed: true or false"),
     ({"sink_ticket": "x"}, "'sink_ticket' is not allowed"),
 ]
 

@@ -8,6 +8,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,20 @@ def _ask(
 
 def _complete(server: Server, key: str, **more: Any) -> tuple[int, dict[str, Any]]:
     return server.post("/v1/completions", {"prompt": PROMPT, "max_tokens": 2, **more}, key)
+
+
+@contextmanager
+def _streaming(server: Server, key: str) -> Iterator[None]:
+    """Beside a stream of this tenant's."""
+    body = {"prompt": PROMPT, "stream": True, "ignore_eos": True, "max_tokens": 10**6}
+    request = urllib.request.Request(
+        server.url + "/v1/completions",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json", "x-api-key": key},
+    )
+    with urllib.request.urlopen(request, timeout=300) as answer:
+        answer.readline()
+        yield
 
 
 def _routes(server: Server) -> set[tuple[str, str]]:
@@ -138,7 +153,7 @@ def test_what_generates_nothing_consumes_nothing(server: Server) -> None:
 
 
 def test_a_thousand_refused_requests_leave_nothing(server: Server) -> None:
-    """Refused by the limit, by the door, or by vLLM: the one place that there is stays free."""
+    """Refused by a limit, by the door, or by vLLM: the place that there is stays free."""
     bad: list[dict[str, Any]] = [
         {"vllm_xargs": {"sink_tokens": 29}},  # too many pinned tokens, with n
         {"vllm_xargs": {"sink_tokens": -1}},
@@ -146,6 +161,7 @@ def test_a_thousand_refused_requests_leave_nothing(server: Server) -> None:
         {"logit_bias": {"999999": 1}},
         {"n": 2},
         {"n": 3, **ENDLESS},
+        {"vllm_xargs": {"sink_tokens": 28}},  # beside what is pinned already
     ]
     bad[0]["n"] = 2
     seen = set()
@@ -155,24 +171,19 @@ def test_a_thousand_refused_requests_leave_nothing(server: Server) -> None:
             seen.add(_complete(server, "sk-one", **bad[i % len(bad)])[0])
 
     threads = [threading.Thread(target=refused, args=(part,)) for part in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with _streaming(server, "sk-one"):
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     assert seen == {400, 429}
+    until(lambda: _complete(server, "sk-one", **ENDLESS)[0] == 200, 30)
     status, told = _complete(server, "sk-one", vllm_xargs={"endless": True, "sink_tokens": 30})
     assert status == 200, told
 
 
 def test_a_stream_is_counted_while_it_lives_and_no_longer(server: Server) -> None:
-    body = {"prompt": PROMPT, "stream": True, "ignore_eos": True, "max_tokens": 10**6}
-    request = urllib.request.Request(
-        server.url + "/v1/completions",
-        json.dumps(body).encode(),
-        {"Content-Type": "application/json", "x-api-key": "sk-one"},
-    )
-    with urllib.request.urlopen(request, timeout=300) as answer:
-        answer.readline()
+    with _streaming(server, "sk-one"):
         status, told = _complete(server, "sk-one", **ENDLESS)
         assert status == 429
         assert "tenant 'one' has 1 live streams and asks for 1 more" in told["error"]["message"]

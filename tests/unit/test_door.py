@@ -72,10 +72,44 @@ def test_a_header_that_is_there_twice_is_nobodys() -> None:
 )
 def test_a_name_that_is_nearly_ours_is_refused(name: str) -> None:
     with pytest.raises(PolicyError, match="'sink_tokens'"):
-        refuse_unknown([name], ())
+        refuse_unknown([name], {})
     with pytest.raises(PolicyError, match='"vllm_xargs"'):
-        refuse_unknown((), [name])
-    refuse_unknown(["sink_tokens", "session_id", "other"], ["messages", "thinking"])
+        refuse_unknown((), {name: 4})
+    refuse_unknown(["sink_tokens", "session_id", "other", "window_size"], {"messages": []})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"extra_body": {"vllm_xargs": {"sink_tokens": 1}}},
+        {"extra_args": {"sink_tokens": 1}},
+        {"sampling_params": {"endless": True}},
+        {"chat_template_kwargs": {"window_tokens": 3}},
+        {"vllm_xarg": {}},
+    ],
+)
+def test_a_right_name_in_the_wrong_place_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(PolicyError, match="vllm_xargs"):
+        refuse_unknown((), fields)
+
+
+def test_no_field_of_vllms_is_taken_for_a_slip_of_the_pen() -> None:
+    from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+    from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+
+    requests = (
+        AnthropicMessagesRequest,
+        ChatCompletionRequest,
+        CompletionRequest,
+        ResponsesRequest,
+    )
+    names = {*SamplingParams.__struct_fields__}  # type: ignore[attr-defined]
+    names.update(*(request.model_fields for request in requests))
+    assert len(names) > 80
+    refuse_unknown((), dict.fromkeys(names))
+    refuse_unknown(names, {})
 
 
 def _request(**settings: Any) -> EngineCoreRequest:

@@ -142,15 +142,29 @@ class Admission(_Base):
 
     def _full(self, promise: Promise) -> Refusal:
         promises = self.promises
+        if len(promises.held) >= promises.max_streams:
+            flag = (
+                FLAGS["max_streams"]
+                if self.admission.max_streams
+                else f"{FLAGS['stream_share']} {promises.share:g} of --max-num-seqs"
+            )
+            full = (
+                f"{len(promises.held)} of at most {promises.max_streams} streams are live ({flag}; "
+                "each of a request's n answers is one)"
+            )
+        else:
+            full = (
+                f"{len(promises.held)} streams are live and have {promises.blocks} KV blocks; this "
+                f"one needs {promise.blocks}, and "
+                f"{max(0, promises.most_blocks - promises.blocks)} of the {promises.most_blocks} "
+                f"for streams are free ({FLAGS['stream_share']} {promises.share:g} of "
+                f"{promises.pool_blocks})"
+            )
         return Refusal(
             HTTPStatus.TOO_MANY_REQUESTS,
             AFTER_STREAMS,
-            f"{len(promises.held)} of at most {promises.max_streams} streams are live "
-            f"({FLAGS['max_streams']}) and have {promises.blocks} KV blocks; this one needs "
-            f"{promise.blocks}, and {max(0, promises.most_blocks - promises.blocks)} of the "
-            f"{promises.most_blocks} for streams are free ({FLAGS['stream_share']} "
-            f"{promises.share:g} of {promises.pool_blocks}). Try again when a stream has ended; "
-            "a request that is no stream (max_tokens within the model's context) needs no place",
+            f"{full}. Try again when a stream has ended; a request whose prompt and max_tokens fit "
+            f"in {min(self.kv_policy.native, self.full)} tokens needs no place",
         )
 
     # -- a step -----------------------------------------------------------------------------------
@@ -185,6 +199,7 @@ class Admission(_Base):
     def _give_up_waiting(self, now: float) -> None:
         """Tell those who have waited too long."""
         timeout = self.admission.queue_timeout
+        waiting = len(self.waiting)
         late = [r for r in self.waiting.expired(now - timeout) if told_of(r).served]
         if not late:
             return
@@ -193,7 +208,7 @@ class Admission(_Base):
         for request in late:
             message = (
                 f"the request waited {timeout:g} seconds for KV blocks ({FLAGS['queue_timeout']}): "
-                f"{free} of {self.promises.pool_blocks} are free, {len(self.waiting)} requests "
+                f"{free} of {self.promises.pool_blocks} are free, {waiting} requests "
                 f"wait and {len(self.running)} run. Try again later or on another server"
             )
             refusal = Refusal(HTTPStatus.SERVICE_UNAVAILABLE, AFTER_WAITING, message)

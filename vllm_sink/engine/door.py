@@ -107,8 +107,6 @@ def entered(add_request: Callable[..., Any]) -> Callable[..., Any]:
             if caller is not None:
                 caller.refuse(error)
             raise
-        if caller is not None:
-            caller.let_in()
         return added
 
     return add
@@ -279,8 +277,10 @@ def _settle_endless(params: SamplingParams, caller: Caller | None) -> bool:
     extra = params.extra_args or {}
     written: Mapping[str, Any] = {} if caller is None else caller.options
     value = written.get(ENDLESS, extra.get(ENDLESS, False))
-    if value not in (True, False) or isinstance(value, float):  # vLLM's routes make true 1
+    if not isinstance(value, bool):
         raise PolicyError(ENDLESS, value, "true or false")
+    if value and caller is not None and caller.fields.get("use_beam_search") is True:
+        raise PolicyError(ENDLESS, value, "false with use_beam_search: beams end at the context")
     if ENDLESS in extra:
         params.extra_args = {k: v for k, v in extra.items() if k != ENDLESS} or None
     return bool(value)
@@ -307,7 +307,7 @@ def _names_length(params: SamplingParams, caller: Caller | None, most: int) -> b
 def _refuse_unknown_options(params: SamplingParams, caller: Caller | None) -> None:
     extra = params.extra_args or {}
     written: Mapping[str, Any] = {} if caller is None else caller.options
-    refuse_unknown([*written, *extra], () if caller is None else caller.fields)
+    refuse_unknown([*written, *extra], {} if caller is None else caller.fields)
 
 
 def _settle_window(

@@ -1,9 +1,10 @@
 """The caller of each HTTP request, kept at hand for the door, and the door's refusals as statuses.
 
 A streamed answer begins before its request reaches the engine: its status is 200 by then, and a
-refusal would be an event in its body. The beginning of an event stream is held until the door has
-decided and there is an event to send; what is refused until then, also by the engine core, or
-because it waited too long, is answered with its own status.
+refusal would be an event in its body. An event stream is held until the engine core has said
+something of it, also where the route has events of its own before that (Responses); what is refused
+until then, by the door, by the engine core, or because it waited too long, is answered with its own
+status.
 """
 
 from __future__ import annotations
@@ -48,12 +49,12 @@ class CallerMiddleware:
 
 
 class _HeldResponse:
-    """A response whose event stream begins when the door has decided, and with its first event.
+    """A response whose event stream begins when it is known that it will be answered.
 
     ::
 
-        start (events, 200) ── held ──┬─ let in ──> start, events
-                                      └─ refused ─> status and error; the app's own is dropped
+        start (events, 200) ── held ──┬─ answered ─> start, events
+                                      └─ refused ──> status and error; the app's own is dropped
     """
 
     def __init__(self, scope: _Message, send: _Send, caller: Caller) -> None:
@@ -74,11 +75,11 @@ class _HeldResponse:
                 self._holding = True
                 self._held = [message]
                 # Its callback may be called by another task, while this one waits for tokens.
-                self._caller.on_decision(self._release_soon)
+                self._caller.on_settled(self._release_soon)
                 return
             if self._holding:
                 self._held.append(message)
-                if self._caller.decided or not message.get("more_body", False):
+                if self._caller.settled or not message.get("more_body", False):
                     await self._let_go()
                 return
             if message["type"] == "http.response.start":
@@ -111,8 +112,7 @@ class _HeldResponse:
 
     async def _release_now(self) -> None:
         async with self._lock:
-            # Let in, it may still wait in vain for its blocks: until there is something to tell,
-            # it can have another status.
+            # Until there is something to tell, it can have another status.
             if self._holding and (self._caller.refusal is not None or len(self._held) > 1):
                 await self._let_go()
 

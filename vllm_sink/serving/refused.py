@@ -46,6 +46,12 @@ def with_refusals(process_outputs: Callable[..., Any]) -> Callable[..., Any]:
         for output, refusal in refused:
             engine_core_outputs.remove(output)
             to_abort += _end(self, output.request_id, refusal)
+        for output in engine_core_outputs:
+            state = self.request_states.get(output.request_id)
+            if state is not None and state.is_prefilling:  # its first output
+                caller: Caller | None = getattr(state.queue, _CALLER, None)
+                if caller is not None:
+                    caller.answered()
         processed = process_outputs(self, engine_core_outputs, *args, **kwargs)
         processed.reqs_to_abort.extend(to_abort)
         return processed

@@ -23,7 +23,7 @@ from http import HTTPStatus
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from vllm.exceptions import GracefulHTTPError
+from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 
 from vllm_sink.tenancy.config import FLAGS, Limits, TenancyConfig
 from vllm_sink.tenancy.keys import Tenant
@@ -159,6 +159,7 @@ class TenantCounts:
         """Refuse what is too much.
 
         Raises:
+            VLLMValidationError: 400, it is more than there ever can be.
             GracefulHTTPError: 429, naming the limit, what there is, and when to come again.
         """
         who = f"tenant {tenant.name!r}"
@@ -191,6 +192,10 @@ class TenantCounts:
             limit, more = getattr(limits, name), getattr(demand, name)
             if limit is None or not more:
                 continue
+            if more > limit > 0:
+                raise VLLMValidationError(
+                    f"{who} asks for {more} {called} at once; allowed: {limit} ({flags[name]})"
+                )
             if getattr(account.sum + account.reserved, name) + more > limit:
                 account.recount(self._known)
             already = getattr(account.sum + account.reserved, name)
