@@ -32,7 +32,15 @@ if [[ $device == cpu ]]; then
     # Threads: vLLM takes all cores but one and binds to them; VLLM_CPU_OMP_THREADS_BIND and
     # OMP_NUM_THREADS change that.
     # Compiling takes minutes at each first start and gains a small model next to nothing.
-    flags+=(--dtype bfloat16 --enforce-eager)
+    flags+=(--enforce-eager)
+    # Where oneDNN has no bfloat16 (x86 without AVX-512) it is hundreds of times slower than float32,
+    # which takes twice the memory.
+    if "$python" -c 'import sys, torch; sys.exit(not torch.ops.mkldnn._is_mkldnn_bf16_supported())'; then
+        flags+=(--dtype bfloat16)
+    else
+        echo "[serve] This CPU has no bfloat16: float32 instead, KV takes twice the room."
+        flags+=(--dtype float32)
+    fi
 fi
 
 cat <<EOF
