@@ -96,15 +96,23 @@ class _Account:
     Attributes:
         live: by vLLM's request id: what it has and its ``RequestState``.
         reserved: what is being added.
+        limits: as they were when it last asked.
         bucket: its tokens.
         sum: of ``live``, at least; requests that ended may be in it still.
     """
 
     live: dict[str, tuple[Demand, Any]] = field(default_factory=dict)
     reserved: Demand = field(default_factory=Demand)
+    limits: Limits = field(default_factory=Limits)
     bucket: Bucket = field(default_factory=Bucket)
     sum: Demand = field(default_factory=Demand)
     next_sweep: int = SWEEP
+
+    @property
+    def owes(self) -> bool:
+        """Whether it has used tokens that are not yet its own again."""
+        per_minute = self.limits.tokens_per_minute
+        return per_minute is not None and self.bucket.wait(per_minute, per_minute) > 0
 
     def begin(self, request_id: str, demand: Demand, state: Any, known: Mapping[str, Any]) -> None:
         if len(self.live) >= self.next_sweep:
@@ -138,7 +146,7 @@ class TenantCounts:
         self.config = config
         self._known = known
         self._accounts: dict[str, _Account] = {}
-        self._all = _Account()
+        self._all = _Account(limits=config.total)
         self._next_sweep = SWEEP
         self._pays: dict[str, str] = {}
 
@@ -162,34 +170,21 @@ class TenantCounts:
             VLLMValidationError: 400, it is more than there ever can be.
             GracefulHTTPError: 429, naming the limit, what there is, and when to come again.
         """
-        who = f"tenant {tenant.name!r}"
-        self._require(who, self._account(tenant.name), self.limits_of(tenant), FLAGS, demand)
-        self._require("this server", self._all, self.config.total, _TOTAL_FLAGS, demand)
-        for account, limits, flags, name in (
-            (self._account(tenant.name), self.limits_of(tenant), FLAGS, who),
-            (self._all, self.config.total, _TOTAL_FLAGS, "this server"),
-        ):
-            per_minute = limits.tokens_per_minute
-            if per_minute is None:
-                continue
-            seconds = account.bucket.wait(prompt_tokens, per_minute)
-            if seconds > 0:
-                raise _refused(
-                    f"{name} has used its {per_minute} tokens a minute "
-                    f"({flags['tokens_per_minute']}). Try again in {math.ceil(seconds)} seconds",
-                    math.ceil(seconds),
-                )
+        own = self._account(tenant.name)
+        own.limits = self.limits_of(tenant)
+        self._require(f"tenant {tenant.name!r}", own, FLAGS, demand, prompt_tokens)
+        self._require("this server", self._all, _TOTAL_FLAGS, demand, prompt_tokens)
 
     def _require(
         self,
         who: str,
         account: _Account,
-        limits: Limits,
         flags: Mapping[str, str],
         demand: Demand,
+        prompt_tokens: int,
     ) -> None:
         for name, called in _CALLED.items():
-            limit, more = getattr(limits, name), getattr(demand, name)
+            limit, more = getattr(account.limits, name), getattr(demand, name)
             if limit is None or not more:
                 continue
             if more > limit > 0:
@@ -204,6 +199,16 @@ class TenantCounts:
                     f"{who} has {already} {called} and asks for {more} more; allowed: {limit} "
                     f"({flags[name]}). Try again when one of them has ended"
                 )
+        per_minute = account.limits.tokens_per_minute
+        if per_minute is None:
+            return
+        seconds = math.ceil(account.bucket.wait(prompt_tokens, per_minute))
+        if seconds > 0:
+            raise _refused(
+                f"{who} has used its {per_minute} tokens a minute ({flags['tokens_per_minute']}). "
+                f"Try again in {seconds} seconds",
+                seconds,
+            )
 
     def _account(self, tenant: str) -> _Account:
         if tenant not in self._accounts and len(self._accounts) >= self._next_sweep:
@@ -215,11 +220,7 @@ class TenantCounts:
         kept = {}
         for name, account in self._accounts.items():
             account.recount(self._known)
-            per_minute = self.config.limits.tokens_per_minute
-            owes = account.bucket.spent and account.bucket.wait(0, per_minute or 1) > -(
-                per_minute or 1
-            )
-            if account.live or account.reserved != Demand() or owes:
+            if account.live or account.reserved != Demand() or account.owes:
                 kept[name] = account
         self._accounts = kept
         self._next_sweep = max(SWEEP, 2 * len(kept))
