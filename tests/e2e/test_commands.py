@@ -26,7 +26,7 @@ SINKS, WINDOW = 4, 60
 FLAGS = (
     f"--kv-policy sink --sink-tokens {SINKS} --window-tokens {WINDOW} --served-model-name tiny "
     "--dtype float32 --enforce-eager --max-num-seqs 16 --max-model-len 2048 "
-    "--sink-tenant-label user"
+    "--sink-tenant-label user --sink-tenant-names plain"
 )
 
 #: Of servers with a key; with one request at a time, the next one waits.

@@ -41,7 +41,9 @@ def _longer(arch: str, root: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("arch", ["llama-gqa", "falcon-alibi", "gemma3"])
+@pytest.mark.parametrize(
+    "arch", ["llama-gqa", "gemma3", pytest.param("falcon-alibi", marks=pytest.mark.slow)]
+)
 def test_every_window_in_one_batch(arch: str, tiny_folder: Path) -> None:
     """Prefill in chunks and decode, in batches of twelve kinds of requests."""
     folder = _longer(arch, tiny_folder)

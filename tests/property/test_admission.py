@@ -302,7 +302,7 @@ def test_a_stream_that_waits_for_another_holds_up_nobody(tiny_folder: Path, cloc
 
 def test_one_stream_too_many_is_told_what_is_free(tiny_folder: Path, clock: Clock) -> None:
     service = _service(tiny("llama-gqa", tiny_folder), pool=21)
-    promise = service.scheduler._promise(5, 4, 5000)
+    promise = service.scheduler._promise(service.scheduler.kv_policy.default, 4, 5000)
     fit = service.scheduler.promises.streams_that_fit(promise)
     for i in range(fit):
         service.add(f"s{i}", 4, 5000, 0.0)
@@ -311,7 +311,7 @@ def test_one_stream_too_many_is_told_what_is_free(tiny_folder: Path, clock: Cloc
         service.scheduler.add_request(make_request("more", [1] * 4, 5000, served=True))
     refusal = refused.value.refusal
     assert (refusal.status, refusal.retry_after) == (429, admission.AFTER_STREAMS)
-    assert f"{fit} of at most" in refusal.message
+    assert f"{fit} streams are live" in refusal.message
     assert "--sink-stream-share 0.8 of 20" in refusal.message
     # From Python it waits for its turn.
     service.scheduler.add_request(make_request("patient", [1] * 4, 5000))

@@ -784,6 +784,11 @@ READS = (
         "penalties count tokens that have rolled out (V1 runner)",
     ),
     Hook("reads", "vllm.envs:VLLM_CACHE_ROOT", "where a compiled kernel is kept"),
+    Hook(
+        "reads",
+        "vllm.envs:VLLM_ENABLE_RESPONSES_API_STORE",
+        "a store for all tenants is refused where they have keys",
+    ),
     *(
         Hook("reads", f"vllm.v1.metrics.ray_wrappers:Ray{kind}Wrapper", "metrics in Ray")
         for kind in ("Gauge", "Counter", "Histogram")

@@ -4,7 +4,7 @@ A streamed answer begins before its request reaches the engine: its status is 20
 refusal would be an event in its body. An event stream is held until the engine core has said
 something of it, also where the route has events of its own before that (Responses); what is refused
 until then, by the door, by the engine core, or because it waited too long, is answered with its own
-status.
+status. (With ``--sse-keep-alive-interval``, until the first comment.)
 """
 
 from __future__ import annotations
@@ -79,7 +79,11 @@ class _HeldResponse:
                 return
             if self._holding:
                 self._held.append(message)
-                if self._caller.settled or not message.get("more_body", False):
+                last = not message.get("more_body", False)
+                # A comment that keeps the connection alive (--sse-keep-alive-interval) must go out
+                # now; what is refused at once has been refused long before the first one.
+                comment = message.get("body", b"").startswith(b":")
+                if self._caller.settled or last or comment:
                     await self._let_go()
                 return
             if message["type"] == "http.response.start":
