@@ -26,7 +26,7 @@ SINK_TOKENS = "sink_tokens"
 #: Another: its own window.
 WINDOW_TOKENS = "window_tokens"
 
-#: Another: the request is a stream, which only its client or its ``max_tokens`` ends.
+#: Another: the request is a stream; no length ends it but its own ``max_tokens``.
 ENDLESS = "endless"
 
 #: Every option of a request's.
