@@ -94,8 +94,8 @@ build/schemas/node_modules: tests/deploy/schemas/package.json
 	@if command -v npm >/dev/null; then \
 		npm install --silent --no-audit --no-fund --prefix build/schemas && touch $@; fi
 
-features: env ## write docs/features.md from vllm_sink/features.py
-	$(VENV)/python -m vllm_sink.features
+features: env ## write docs/features.md from vllm_sink/startup/features.py
+	$(VENV)/python -m vllm_sink.startup.features
 
 dashboard: env ## write deploy/monitoring/dashboard.json from its panels
 	$(VENV)/python deploy/monitoring/dashboard.py

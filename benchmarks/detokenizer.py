@@ -119,7 +119,7 @@ def measure(
     from vllm.sampling_params import SamplingParams
     from vllm.v1.engine.detokenizer import IncrementalDetokenizer
 
-    from vllm_sink.serving.detokenizer import with_decode_streams
+    from vllm_sink.vllm_fixes.detokenizer import with_decode_streams
 
     theirs = IncrementalDetokenizer.__dict__["from_new_request"].__func__
     makers = {"vllm-sink": with_decode_streams(theirs), "vLLM": theirs}

@@ -107,7 +107,7 @@ def thinned(points: list[Any]) -> list[Any]:
 
 
 def summarise(run: Run) -> dict[str, Any]:
-    from vllm_sink.serving.tail import EVERY
+    from vllm_sink.streaming.output_trimming import EVERY
 
     args = run.args
     steps = [[ms for _, ms in per_token(curve)] for curve in run.curves]

@@ -186,7 +186,7 @@ def ours(
     from vllm_sink.attention import providers
     from vllm_sink.attention.flash_plan import FlashPlan, FlashShape
     from vllm_sink.attention.layer import LayerParams
-    from vllm_sink.attention.step import HostStep, PagedStep
+    from vllm_sink.attention.paged_step import HostStep, PagedStep
     from vllm_sink.rope.frequencies import Frequencies
     from vllm_sink.rope.rotary import ExactRotary
 

@@ -93,7 +93,7 @@ class Side:
         from vllm.sampling_params import SamplingParams
         from vllm.v1.request import Request
 
-        from vllm_sink.engine.core_request import Told
+        from vllm_sink.requests.core_request import Told
 
         request = Request(
             name,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from vllm_sink.attention.layer import LayerParams
-from vllm_sink.attention.step import HostStep, PagedStep
+from vllm_sink.attention.paged_step import HostStep, PagedStep
 from vllm_sink.rope.frequencies import Frequencies
 from vllm_sink.rope.rotary import ExactRotary
 

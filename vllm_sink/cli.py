@@ -62,7 +62,8 @@ def _add_doctors_own(parser: argparse.ArgumentParser) -> None:
 
 def _doctor(arguments: list[str]) -> int:
     """``doctor`` of a model: by vLLM's own parser, which takes seconds to import."""
-    from vllm_sink import doctor, plugin
+    from vllm_sink import plugin
+    from vllm_sink.commands import doctor
 
     plugin.register()
     parser = doctor.parser()

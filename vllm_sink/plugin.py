@@ -11,8 +11,9 @@ def register() -> None:
     """
     from vllm.engine.arg_utils import EngineArgs
 
-    from vllm_sink import compat, flags, startup
+    from vllm_sink import compat
+    from vllm_sink.startup import engine_config, flags
 
     compat.wrap(EngineArgs, "add_cli_args", flags.with_flags)
     compat.wrap(EngineArgs, "from_cli_args", flags.with_policy_from_flags)
-    compat.wrap(EngineArgs, "create_engine_config", startup.with_policy)
+    compat.wrap(EngineArgs, "create_engine_config", engine_config.with_policy)

@@ -22,7 +22,7 @@ def test_nothing_was_replaced(hook: hooks.Hook) -> None:
     module = importlib.import_module(hook.module)
     if name == "EngineCoreRequest":
         assert getattr(module, name).__module__ == "vllm.v1.engine"
-        assert module.EngineCoreProc.request_type.__module__ == "vllm_sink.engine.core_request"
+        assert module.EngineCoreProc.request_type.__module__ == "vllm_sink.requests.core_request"
         return
     if not owner:
         found = getattr(module, name)

@@ -28,7 +28,7 @@ from tests.e2e.streams import SAMPLING, SEGMENT, rolling, run, sampled
 from tests.e2e.test_async_engine import async_engine, follow, nothing_is_held, streamed
 from vllm_sink.compat import shims
 from vllm_sink.plugin import register
-from vllm_sink.serving import tail, unsent
+from vllm_sink.streaming import output_trimming, slow_client_abort
 
 RUNS = ("engine", "ahead", "async", "server")
 GPU: dict[str, Any] = {"kv_cache_memory_bytes": 64 << 20, "gpu_memory_utilization": 0.05}
@@ -176,7 +176,7 @@ def recorded(folder: Path, *runs: str) -> dict[str, Any]:
 
 def main() -> None:
     recorder, folder = Recorder(), Path(sys.argv[1])
-    tail.KEEP, tail.EVERY, unsent.TOKEN = 20, 50, 1 << 16
+    output_trimming.KEEP, output_trimming.EVERY, slow_client_abort.TOKEN = 20, 50, 1 << 16
     register()
     recorder.install()
     by_name = dict(zip(RUNS, (engine, ahead, asynchronous, served), strict=True))

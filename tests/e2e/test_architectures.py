@@ -17,7 +17,7 @@ from tests.e2e.engines import (
     tiny,
 )
 from tests.models.recipes import ARCHITECTURES
-from vllm_sink.support import MODELS
+from vllm_sink.startup.models import MODELS
 
 CLAIMED = [name for name, recipe in ARCHITECTURES.items() if recipe.vllm != "removed"]
 

@@ -22,7 +22,7 @@ from tests.e2e.engines import greedy, prompt, random_tokens, tiny
 from tests.e2e.streams import BLOCK, SEGMENT, SINKS, WINDOW
 from vllm_sink.metrics.front_end import FRONT_END
 from vllm_sink.plugin import register
-from vllm_sink.serving import tail, unsent
+from vllm_sink.streaming import output_trimming, slow_client_abort
 
 
 class LastStats(StatLoggerBase):
@@ -96,9 +96,9 @@ def test_a_client_that_does_not_read_is_let_go(
     one piece without end.
     """
     # A thousand tokens fill what a stream may leave unsent.
-    monkeypatch.setattr(unsent, "TOKEN", (16 << 20) // 1000)
-    monkeypatch.setattr(tail, "KEEP", 20)
-    monkeypatch.setattr(tail, "EVERY", 50)
+    monkeypatch.setattr(slow_client_abort, "TOKEN", (16 << 20) // 1000)
+    monkeypatch.setattr(output_trimming, "KEEP", 20)
+    monkeypatch.setattr(output_trimming, "EVERY", 50)
     ended = FRONT_END.ended_unsent
 
     async def scenario() -> None:

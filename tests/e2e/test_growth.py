@@ -18,7 +18,7 @@ from tests.e2e.engines import greedy, prompt, random_tokens, scheduler_of, tiny
 from tests.e2e.growth import Held
 from tests.e2e.streams import SAMPLING, rolling
 from vllm_sink.engine.rollover import RollingStreams
-from vllm_sink.serving import tail
+from vllm_sink.streaming import output_trimming
 
 # One worker: the tests share an engine.
 # It counts what its process holds, so it wants a process in which no other test has run.
@@ -77,8 +77,8 @@ def streams(tiny_folder: Path) -> Iterator[Streams]:
         pytest.MonkeyPatch.context() as patch,
         rolling(tiny("llama-gqa", tiny_folder), disable_log_stats=False, **settings) as llm,
     ):
-        patch.setattr(tail, "KEEP", 20)
-        patch.setattr(tail, "EVERY", 21)  # as much is kept at any moment
+        patch.setattr(output_trimming, "KEEP", 20)
+        patch.setattr(output_trimming, "EVERY", 21)  # as much is kept at any moment
         running = Streams(llm)
         running.roll(BEFORE)
         pool = running.scheduler.kv_cache_manager.block_pool
@@ -106,7 +106,7 @@ def test_nothing_grows_and_leaks_are_seen(
     assert abs(per_token) < NOTHING, after.grown_since(before)
 
     # A streamed answer is kept, and so is what a rollover cuts.
-    monkeypatch.setattr(tail, "EVERY", 1 << 40)
+    monkeypatch.setattr(output_trimming, "EVERY", 1 << 40)
     cut, kept = RollingStreams._cut, []
 
     def keeps(self: Any, request: Any, a: int, b: int, prompt_cut: int) -> None:

@@ -13,7 +13,7 @@ from tests.e2e.engines import engine, greedy, prompt, random_tokens, scheduler_o
 from tests.e2e.exported import Values, grew
 from vllm_sink.commands.stream import Progress
 from vllm_sink.metrics.collector import INTERVAL
-from vllm_sink.metrics.names import METRICS
+from vllm_sink.metrics.definitions import METRICS
 
 SINKS, WINDOW, BLOCK = 4, 60, 16
 NATIVE = 128

@@ -9,7 +9,7 @@ import pytest
 
 from tests.e2e.engines import greedy, prompt, random_tokens, scheduler_of, tiny
 from tests.e2e.streams import difference, rolling
-from vllm_sink.engine.core_request import told_of
+from vllm_sink.requests.core_request import told_of
 
 
 @pytest.mark.parametrize("ahead", [False, True])

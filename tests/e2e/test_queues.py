@@ -9,8 +9,8 @@ import zmq
 from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
 from vllm.utils.network_utils import get_open_zmq_ipc_path
 
-from vllm_sink import queues
 from vllm_sink.metrics.collector import resident_bytes
+from vllm_sink.vllm_fixes import zmq_notices
 
 MESSAGES = 10_000
 
@@ -34,7 +34,7 @@ def grown(record_read: Any, pace: float) -> float:
                 record_read(reader)
                 time.sleep(pace)
 
-        tell(2 * queues.EVERY)
+        tell(2 * zmq_notices.EVERY)
         before = resident_bytes()
         tell(MESSAGES)
         return (resident_bytes() - before) / MESSAGES
@@ -52,4 +52,4 @@ def test_notices_are_read_now_and_then() -> None:
         if (before := grown(plain, pace)) > 4:
             break
     assert before > 4, "vLLM reads them itself: the hook is not needed any more"
-    assert grown(queues.with_notices_read(plain), pace) < before / 3
+    assert grown(zmq_notices.with_notices_read(plain), pace) < before / 3

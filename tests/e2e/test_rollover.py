@@ -25,7 +25,7 @@ from tests.e2e.streams import (
     sampled,
     say_all,
 )
-from vllm_sink.serving import tail
+from vllm_sink.streaming import output_trimming
 from vllm_sink.worker.rollover import V1Rollovers
 
 # One worker: the tests share what the module sets up.
@@ -220,8 +220,8 @@ def test_a_streamed_answer_is_not_kept(
     folder: Path, whole: dict[str, Any], interval: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The pieces are those of the whole; what has been sent is dropped."""
-    monkeypatch.setattr(tail, "KEEP", 20)
-    monkeypatch.setattr(tail, "EVERY", 50)
+    monkeypatch.setattr(output_trimming, "KEEP", 20)
+    monkeypatch.setattr(output_trimming, "EVERY", 50)
     names = ("seed", "stop string", "min_tokens")
     with rolling(folder, stream_interval=interval) as llm:
         core = llm.llm_engine

@@ -21,7 +21,7 @@ from tests.monitoring.definitions import (
     targets,
     watched,
 )
-from vllm_sink.metrics.names import METRICS
+from vllm_sink.metrics.definitions import METRICS
 
 needs_promtool = pytest.mark.skipif(
     shutil.which("promtool") is None, reason="promtool is not installed (Debian: prometheus)"

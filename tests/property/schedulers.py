@@ -20,9 +20,9 @@ from vllm.v1.structured_output import StructuredOutputManager
 
 from tests.property.driver import visible
 from vllm_sink.cache.spec import SinkWindowSpec
-from vllm_sink.engine.core_request import Told
 from vllm_sink.engine.scheduler import SinkAsyncScheduler, SinkScheduler
 from vllm_sink.plugin import register
+from vllm_sink.requests.core_request import Told
 from vllm_sink.segments import rollovers_of
 
 SINKS, WINDOW, BLOCK, SEGMENT, CHUNK, POOL = 5, 20, 8, 72, 32, 48

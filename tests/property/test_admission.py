@@ -17,9 +17,9 @@ from vllm.v1.request import RequestStatus
 
 from tests.e2e.engines import tiny
 from tests.property.schedulers import ShadowRunner, make_request, make_scheduler
-from vllm_sink.engine import admission, waiting
-from vllm_sink.engine.core_request import told_of
-from vllm_sink.engine.refusals import Refusal, RefusedError
+from vllm_sink.engine import admission, waiting_queue
+from vllm_sink.requests.core_request import told_of
+from vllm_sink.requests.refusal import Refusal, RefusedError
 
 TIMEOUT = 40.0
 
@@ -38,7 +38,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
     monkeypatch.setattr(admission, "time", made)
-    monkeypatch.setattr(waiting, "time", made)
+    monkeypatch.setattr(waiting_queue, "time", made)
     return made
 
 

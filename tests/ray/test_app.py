@@ -15,7 +15,7 @@ import pytest
 from tests.e2e.engines import tiny
 from tests.ray.cluster import write_flags
 from vllm_sink.errors import PolicyError, UnsupportedError
-from vllm_sink.metrics.stats import StreamStats
+from vllm_sink.metrics.messages import StreamStats
 
 ray = pytest.importorskip("ray", reason="ray is not installed (the extra 'ray')")
 

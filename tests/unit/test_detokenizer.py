@@ -18,8 +18,8 @@ from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.detokenizer import IncrementalDetokenizer
 
-from vllm_sink.serving import tail
-from vllm_sink.serving.detokenizer import (
+from vllm_sink.streaming import output_trimming
+from vllm_sink.vllm_fixes.detokenizer import (
     LIMIT,
     LOOK_BACK,
     ByteDecodeStream,
@@ -604,7 +604,9 @@ def test_what_was_sent_is_dropped(tokenizer: Any, tokens: list[int]) -> None:
         logprobs_processor=SimpleNamespace(logprobs=None),
         weight_version_starts=[],
     )
-    make_output = tail.with_tail(lambda self: self.detokenizer.get_next_output_text(False, True))
+    make_output = output_trimming.with_tail(
+        lambda self: self.detokenizer.get_next_output_text(False, True)
+    )
     answer = [tokens[i % len(tokens)] for i in range(5000)]
     told = []
     for token in answer:
@@ -612,8 +614,8 @@ def test_what_was_sent_is_dropped(tokenizer: Any, tokens: list[int]) -> None:
         told.append(make_output(state))
     told.append(detokenizer.get_next_output_text(True, True))
     assert "".join(told) == whole(tokenizer, [SO] * 9, answer)
-    assert detokenizer.num_output_tokens() < tail.EVERY
-    assert len(detokenizer.token_ids) < tail.EVERY + tail.KEEP
+    assert detokenizer.num_output_tokens() < output_trimming.EVERY
+    assert len(detokenizer.token_ids) < output_trimming.EVERY + output_trimming.KEEP
 
 
 # --- a real vocabulary ----------------------------------------------------------------------------

@@ -13,12 +13,12 @@ from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from vllm_sink.attention.backend import store
-from vllm_sink.caller import Caller
-from vllm_sink.engine.core_request import SinkRequest, seal
-from vllm_sink.engine.door import _require_readable
+from vllm_sink.config.kv_policy import KVPolicy
 from vllm_sink.errors import PolicyError
-from vllm_sink.policy import KVPolicy
-from vllm_sink.request_args import refuse_unknown
+from vllm_sink.requests.checks import _require_readable
+from vllm_sink.requests.client_request import Caller
+from vllm_sink.requests.core_request import SinkRequest, seal
+from vllm_sink.requests.options import refuse_unknown
 
 
 def _caller(body: bytes | dict[str, Any], *headers: tuple[bytes, bytes]) -> Caller:

@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 
 from tests.models.factory import make_tiny
-from vllm_sink import compat, doctor, features
+from vllm_sink import compat
+from vllm_sink.commands import doctor
 from vllm_sink.compat import probes
 from vllm_sink.errors import UnsupportedError
-from vllm_sink.features import Feature
-from vllm_sink.flags import FROM_COMMAND_LINE
 from vllm_sink.plugin import register
+from vllm_sink.startup import features
+from vllm_sink.startup.features import Feature
+from vllm_sink.startup.flags import FROM_COMMAND_LINE
 
 ROOT = Path(__file__).parents[2]
 REFUSED = {feature.name: feature for feature in features.ENGINE if feature.refused}

@@ -13,7 +13,7 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionReque
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.outputs import CompletionOutput, RequestOutput
 
-from vllm_sink.serving.piece import with_pieces
+from vllm_sink.vllm_fixes.chat_text_leak import with_pieces
 
 PLAIN = getattr(
     OpenAIServingChat.chat_completion_stream_generator,

@@ -8,8 +8,8 @@ from itertools import product
 import pytest
 
 from vllm_sink import policy
+from vllm_sink.config.kv_policy import KVPolicy
 from vllm_sink.errors import PolicyError
-from vllm_sink.policy import KVPolicy
 
 LENGTH = 60
 SHAPES = list(product((0, 1, 3, 4, 5, 9), (1, 2, 3, 4, 5, 8, 11)))

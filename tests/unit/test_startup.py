@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from tests.e2e.engines import tiny
-from vllm_sink import doctor
+from vllm_sink.commands import doctor
+from vllm_sink.config.kv_policy import KVPolicy
 from vllm_sink.errors import PolicyError, UnsupportedError
-from vllm_sink.policy import KVPolicy
 
 
 def _config(folder: Path, policy: dict[str, Any] | str, **settings: Any) -> Any:

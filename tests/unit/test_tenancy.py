@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 
-from vllm_sink.caller import Caller
+from vllm_sink.config.tenancy import FLAGS, Limits, TenancyConfig
 from vllm_sink.errors import PolicyError
+from vllm_sink.requests.client_request import Caller
 from vllm_sink.tenancy import keys, limits
-from vllm_sink.tenancy.config import FLAGS, Limits, TenancyConfig
 from vllm_sink.tenancy.identity import cache_salt, tenant_of
 from vllm_sink.tenancy.keys import Tenant, TenantKeys
 from vllm_sink.tenancy.labels import NONE, OTHER, Labels, hashed

@@ -21,8 +21,8 @@ from vllm_sink.attention.layer import LayerParams
 from vllm_sink.attention.metadata import SinkMetadata, SinkMetadataBuilder
 from vllm_sink.attention.torch_provider import attend
 from vllm_sink.cache.spec import SinkWindowSpec
+from vllm_sink.config.kv_policy import KVPolicy, policy_of
 from vllm_sink.errors import UnsupportedError
-from vllm_sink.policy import KVPolicy, policy_of
 
 
 def current_policy() -> KVPolicy:

@@ -20,7 +20,7 @@ from vllm.v1.attention.backends.fa_utils import (
 from vllm_sink.attention import providers
 from vllm_sink.attention.kernels.launch import FusedKernel
 from vllm_sink.attention.layer import LayerParams
-from vllm_sink.attention.step import PagedStep
+from vllm_sink.attention.paged_step import PagedStep
 
 
 @functools.cache

@@ -16,11 +16,11 @@ from vllm.v1.attention.backend import (
 )
 
 from vllm_sink.attention import providers
-from vllm_sink.attention.rows import BatchRows
-from vllm_sink.attention.step import HostStep, PagedStep
+from vllm_sink.attention.paged_step import HostStep, PagedStep
+from vllm_sink.attention.row_policies import BatchRows
 from vllm_sink.attention.tiles import Tile, TileCutter
 from vllm_sink.cache.spec import SinkWindowSpec
-from vllm_sink.policy import policy_of
+from vllm_sink.config.kv_policy import policy_of
 
 if TYPE_CHECKING:
     from vllm_sink.attention.flash_plan import FlashPlan

@@ -24,7 +24,7 @@ from vllm_sink.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from vllm_sink.attention.layer import LayerParams
-    from vllm_sink.attention.step import PagedStep
+    from vllm_sink.attention.paged_step import PagedStep
 
 
 #: FlashAttention 3 takes heads of 256, but under a window it gave some queries wrong results there

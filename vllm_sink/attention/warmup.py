@@ -16,8 +16,8 @@ from vllm_sink.attention import providers
 from vllm_sink.attention.backend import SinkAttentionImpl
 from vllm_sink.attention.kernels.launch import FusedKernel
 from vllm_sink.attention.metadata import SinkMetadata, SinkMetadataBuilder
-from vllm_sink.attention.step import HostStep, PagedStep
-from vllm_sink.policy import policy_of
+from vllm_sink.attention.paged_step import HostStep, PagedStep
+from vllm_sink.config.kv_policy import policy_of
 
 
 def warm_up(runner: Any, vllm_config: Any) -> None:

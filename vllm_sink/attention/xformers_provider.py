@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 
 from vllm_sink.attention.layer import LayerParams
-from vllm_sink.attention.step import HostStep, PagedStep
+from vllm_sink.attention.paged_step import HostStep, PagedStep
 
 #: Bytes of gathered keys and values at once, or one run's where that is more.
 BYTES_AT_ONCE = 256 << 20

@@ -19,8 +19,8 @@ from typing_extensions import override
 from vllm.v1.core.single_type_kv_cache_manager import SingleTypeKVCacheManager
 
 from vllm_sink import policy
-from vllm_sink.cache.counts import CacheCounts
 from vllm_sink.cache.hashing import SinkBlockHashes
+from vllm_sink.cache.statistics import CacheCounts
 from vllm_sink.policy import StreamPolicy
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from vllm_sink import policy
-from vllm_sink.engine.admission_config import DEFAULT_STREAM_SHARE, FLAGS
-from vllm_sink.engine.promises import streams_that_fit
+from vllm_sink.config.admission import DEFAULT_STREAM_SHARE, FLAGS
+from vllm_sink.engine.stream_reservations import streams_that_fit
 from vllm_sink.errors import PolicyError
 
 GIB = 2**30
@@ -83,8 +83,9 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan; 1 if the model is refused."""
-    from vllm_sink import doctor, plugin
-    from vllm_sink.policy import KVPolicy
+    from vllm_sink import plugin
+    from vllm_sink.commands import doctor
+    from vllm_sink.config.kv_policy import KVPolicy
 
     plugin.register()
     asked = {"name": "sink", "sink_tokens": args.sink_tokens, "window_tokens": 1}

@@ -224,7 +224,7 @@ OVERRIDES = (
     ("vllm_sink.engine.rollover:RollingStreams", _SCHEDULER, "scheduler_cls"),
     ("vllm_sink.engine.scheduler:StreamScheduling", _SCHEDULER, "scheduler_cls"),
     ("vllm_sink.engine.admission:Admission", _SCHEDULER, "scheduler_cls"),
-    ("vllm_sink.engine.stats:StreamReporting", _SCHEDULER, "scheduler_cls"),
+    ("vllm_sink.engine.stream_statistics:StreamReporting", _SCHEDULER, "scheduler_cls"),
     (
         "vllm_sink.cache.manager:SinkWindowManager",
         "vllm.v1.core.single_type_kv_cache_manager:SingleTypeKVCacheManager",
@@ -253,17 +253,17 @@ OVERRIDES = (
         "register_backend",
     ),
     (
-        "vllm_sink.serving.detokenizer:WithDecodeStream",
+        "vllm_sink.vllm_fixes.detokenizer:WithDecodeStream",
         "vllm.v1.engine.detokenizer:FastIncrementalDetokenizer",
         "from_new_request",
     ),
     (
-        "vllm_sink.serving.detokenizer:FastDetokenizer",
+        "vllm_sink.vllm_fixes.detokenizer:FastDetokenizer",
         "vllm.v1.engine.detokenizer:FastIncrementalDetokenizer",
         "from_new_request",
     ),
     (
-        "vllm_sink.serving.detokenizer:SlowDetokenizer",
+        "vllm_sink.vllm_fixes.detokenizer:SlowDetokenizer",
         "vllm.v1.engine.detokenizer:SlowIncrementalDetokenizer",
         "from_new_request",
     ),

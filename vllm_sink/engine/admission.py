@@ -23,12 +23,12 @@ from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.request import RequestStatus
 
-from vllm_sink.engine.admission_config import FLAGS, AdmissionConfig
-from vllm_sink.engine.core_request import told_of
-from vllm_sink.engine.promises import Promise, Promises
-from vllm_sink.engine.refusals import Refusal, RefusedError
-from vllm_sink.engine.waiting import WaitingRequests
+from vllm_sink.config.admission import FLAGS, AdmissionConfig
+from vllm_sink.engine.stream_reservations import Promise, Promises
+from vllm_sink.engine.waiting_queue import WaitingRequests
 from vllm_sink.policy import StreamPolicy, cdiv
+from vllm_sink.requests.core_request import told_of
+from vllm_sink.requests.refusal import Refusal, RefusedError
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput

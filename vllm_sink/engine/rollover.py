@@ -21,7 +21,7 @@ from vllm.logger import init_logger
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from vllm_sink.cache.manager import SinkWindowManager
-from vllm_sink.policy import KVPolicy
+from vllm_sink.config.kv_policy import KVPolicy
 from vllm_sink.segments import (
     BASE_FIELD,
     OUTPUT_FIELD,

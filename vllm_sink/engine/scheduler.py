@@ -16,14 +16,15 @@ from vllm.v1.request import RequestStatus
 
 from vllm_sink.cache.hashing import SinkBlockHashes, sink_block_hasher
 from vllm_sink.cache.manager import SinkWindowManager
+from vllm_sink.config.kv_policy import policy_of
 from vllm_sink.engine.admission import Admission
-from vllm_sink.engine.core_request import install_in_core
 from vllm_sink.engine.rollover import RollingStreams
-from vllm_sink.engine.stats import StreamReporting
-from vllm_sink.policy import StreamPolicy, policy_of
-from vllm_sink.queues import read_notices
-from vllm_sink.request_args import stream_policy_of
+from vllm_sink.engine.stream_statistics import StreamReporting
+from vllm_sink.policy import StreamPolicy
+from vllm_sink.requests.core_request import install_in_core
+from vllm_sink.requests.options import stream_policy_of
 from vllm_sink.segments import ENDLESS_TOKENS
+from vllm_sink.vllm_fixes.zmq_notices import read_notices
 
 if TYPE_CHECKING:
     from vllm.v1.request import Request

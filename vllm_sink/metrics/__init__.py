@@ -17,9 +17,9 @@ def install() -> None:
     from vllm.v1.engine.llm_engine import LLMEngine
 
     from vllm_sink import compat
-    from vllm_sink.metrics import hook
-    from vllm_sink.metrics.stats import StreamStats
+    from vllm_sink.metrics import stat_loggers
+    from vllm_sink.metrics.messages import StreamStats
 
     compat.add_scheduler_stats(StreamStats)
-    compat.wrap(AsyncLLM, "__init__", hook.with_stream_metrics)
-    compat.wrap(LLMEngine, "__init__", hook.with_stream_metrics)
+    compat.wrap(AsyncLLM, "__init__", stat_loggers.with_stream_metrics)
+    compat.wrap(LLMEngine, "__init__", stat_loggers.with_stream_metrics)

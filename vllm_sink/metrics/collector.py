@@ -14,12 +14,12 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 from vllm_sink import policy
-from vllm_sink.cache.counts import CacheCounts
-from vllm_sink.metrics.stats import StreamStats, TenantStats
+from vllm_sink.cache.statistics import CacheCounts
+from vllm_sink.metrics.messages import StreamStats, TenantStats
 
 if TYPE_CHECKING:
     from vllm_sink.cache.manager import SinkWindowManager, Stream
-    from vllm_sink.engine.promises import Promises
+    from vllm_sink.engine.stream_reservations import Promises
     from vllm_sink.tenancy.labels import Labels
 
 #: Seconds between two messages of a busy engine.

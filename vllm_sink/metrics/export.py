@@ -12,11 +12,11 @@ from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 from vllm.v1.metrics.loggers import AggregateStatLoggerBase
 
 from vllm_sink import __version__, compat
+from vllm_sink.config.kv_policy import policy_of
+from vllm_sink.metrics.definitions import LABELS, METRICS, PREFIX, Metric
 from vllm_sink.metrics.front_end import FRONT_END
-from vllm_sink.metrics.logline import LogLine
-from vllm_sink.metrics.names import LABELS, METRICS, PREFIX, Metric
-from vllm_sink.metrics.stats import StreamStats
-from vllm_sink.policy import policy_of
+from vllm_sink.metrics.log_line import LogLine
+from vllm_sink.metrics.messages import StreamStats
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

@@ -15,9 +15,9 @@ from typing import Any
 
 from vllm.exceptions import GracefulHTTPError
 
-from vllm_sink.caller import Caller
+from vllm_sink.config.tenancy import TenancyConfig
 from vllm_sink.errors import PolicyError
-from vllm_sink.tenancy.config import TenancyConfig
+from vllm_sink.requests.client_request import Caller
 from vllm_sink.tenancy.identity import by_key
 
 _Message = dict[str, Any]

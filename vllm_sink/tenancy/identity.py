@@ -8,9 +8,9 @@ from http import HTTPStatus
 
 from vllm.exceptions import GracefulHTTPError
 
-from vllm_sink.caller import Caller
+from vllm_sink.config.tenancy import TenancyConfig
 from vllm_sink.errors import PolicyError
-from vllm_sink.tenancy.config import TenancyConfig
+from vllm_sink.requests.client_request import Caller
 from vllm_sink.tenancy.keys import MAX_NAME, Tenant, keys_of
 from vllm_sink.tenancy.labels import NONE
 

@@ -31,8 +31,8 @@ from typing import Any
 import yaml
 from vllm.logger import init_logger
 
+from vllm_sink.config.tenancy import FLAGS, Limits
 from vllm_sink.errors import PolicyError
-from vllm_sink.tenancy.config import FLAGS, Limits
 
 logger = init_logger("vllm.sink")
 

@@ -25,7 +25,7 @@ from weakref import WeakKeyDictionary
 
 from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 
-from vllm_sink.tenancy.config import FLAGS, Limits, TenancyConfig
+from vllm_sink.config.tenancy import FLAGS, Limits, TenancyConfig
 from vllm_sink.tenancy.keys import Tenant
 
 #: Seconds after which a refused client may come again, where that is not known better.

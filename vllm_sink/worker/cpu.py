@@ -8,7 +8,7 @@ from typing_extensions import override
 from vllm.v1.worker.cpu_worker import CPUWorker
 
 from vllm_sink.attention import cpu_decode
-from vllm_sink.worker.seeds import prepare_discarded_draws
+from vllm_sink.vllm_fixes.rewindable_generator import prepare_discarded_draws
 from vllm_sink.worker.worker import SinkWorkerMixin
 
 

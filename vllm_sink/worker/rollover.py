@@ -16,7 +16,7 @@ from vllm.utils.torch_utils import async_tensor_h2d
 
 from vllm_sink import compat
 from vllm_sink.segments import Rollover, rollovers_of
-from vllm_sink.worker.forgotten import ForgottenTokens, counting, penalised
+from vllm_sink.worker.penalty_history import ForgottenTokens, counting, penalised
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput

@@ -12,10 +12,10 @@ from vllm.model_executor.layers.attention import Attention
 from vllm_sink import compat
 from vllm_sink.attention.metadata import SinkMetadataBuilder
 from vllm_sink.attention.providers import is_paged
-from vllm_sink.attention.rows import rows_of
+from vllm_sink.attention.row_policies import rows_of
+from vllm_sink.config.kv_policy import policy_of
 from vllm_sink.errors import PolicyError
-from vllm_sink.policy import policy_of
-from vllm_sink.queues import read_notices
+from vllm_sink.vllm_fixes.zmq_notices import read_notices
 from vllm_sink.worker.binding import bind_rotary
 from vllm_sink.worker.rollover import StreamRollovers, rollovers_for
 

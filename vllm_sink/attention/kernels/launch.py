@@ -10,7 +10,7 @@ import triton
 
 from vllm_sink.attention.kernels.fused import compact_tables, sink_attention
 from vllm_sink.attention.layer import LayerParams
-from vllm_sink.attention.step import PagedStep
+from vllm_sink.attention.paged_step import PagedStep
 
 #: No row is cut into more parts: the last program reads them all.
 MAX_SPLITS = 32

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ray.serve.config import AutoscalingContext
 
-    from vllm_sink.metrics.stats import StreamStats
+    from vllm_sink.metrics.messages import StreamStats
 
 #: The name under which a replica reports its load to Ray Serve's controller.
 LOAD = "sink_load"

@@ -12,8 +12,8 @@ from ray.llm._internal.serve.core.configs.openai_api_models import to_model_meta
 from ray.serve import Application
 from ray.serve.llm import LLMConfig, LLMServingArgs, build_llm_deployment
 
+from vllm_sink.config.kv_policy import CONFIG_KEY, KVPolicy
 from vllm_sink.errors import PolicyError
-from vllm_sink.policy import CONFIG_KEY, KVPolicy
 from vllm_sink.serving.ray.ingress import StreamIngress, make_ingress, require_key
 from vllm_sink.serving.ray.replica import StreamServer
 

@@ -12,10 +12,10 @@ from ray.llm._internal.serve.core.ingress.ingress import init
 from ray.serve.llm import LLMConfig
 from ray.serve.llm.ingress import OpenAiIngress, make_fastapi_ingress
 
+from vllm_sink.config.tenancy import TenancyConfig
 from vllm_sink.errors import PolicyError
 from vllm_sink.serving.drain import ERROR_TYPE, STATUS
 from vllm_sink.serving.drain_middleware import last_event
-from vllm_sink.tenancy.config import TenancyConfig
 
 #: What vLLM reads its key from; a Secret puts it there.
 KEY_VARIABLE = "VLLM_API_KEY"

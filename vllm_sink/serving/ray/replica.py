@@ -17,7 +17,7 @@ from vllm_sink.serving.drain_middleware import last_event
 from vllm_sink.serving.ray.autoscaling import report
 
 if TYPE_CHECKING:
-    from vllm_sink.caller import Caller
+    from vllm_sink.requests.client_request import Caller
 
 #: A replica's process has one engine, and ends with it.
 DRAIN = Drain()
@@ -50,8 +50,8 @@ class StreamServer(LLMServer):
         batch_output_stream: bool = False,
         raw_request_info: Any = None,
     ) -> AsyncGenerator[Any, None]:
-        from vllm_sink.caller import CALLER
-        from vllm_sink.serving.caller_middleware import from_request
+        from vllm_sink.requests.client_request import CALLER
+        from vllm_sink.serving.request_middleware import from_request
 
         if DRAIN.begun:
             return refused()

@@ -1,6 +1,6 @@
 """What the engine core refuses or gives up reaches the client as the status that it is.
 
-The core's last output of a request can bring a :class:`~vllm_sink.engine.refusals.Refusal`; vLLM
+The core's last output of a request can bring a :class:`~vllm_sink.requests.refusal.Refusal`; vLLM
 would make an answer with ``"finish_reason": "error"`` or HTTP 500 of it. Here it becomes an
 exception in the task that waits for the answer, which every route turns into its own error; a
 streamed answer has not begun by then (``caller_middleware.py``).
@@ -13,8 +13,8 @@ from typing import Any
 
 from vllm.exceptions import GracefulHTTPError
 
-from vllm_sink.caller import CALLER, Caller
-from vllm_sink.engine.refusals import Refusal
+from vllm_sink.requests.client_request import CALLER, Caller
+from vllm_sink.requests.refusal import Refusal
 
 #: The attribute of vLLM's ``RequestOutputCollector`` that holds who waits for it.
 _CALLER = "sink_caller"

@@ -5,7 +5,7 @@ the settings that a stream does not depend on. Together they name every field of
 server arguments, of its sampling parameters and of its prompts (``tests/unit/test_features.py``
 walks them), so that a field that a new vLLM brings is looked at before it is let through.
 
-``docs/features.md`` is written by ``python -m vllm_sink.features``.
+``docs/features.md`` is written by ``python -m vllm_sink.startup.features``.
 """
 
 from __future__ import annotations
@@ -649,7 +649,7 @@ ENGINE = (
         "another attention backend",
         "--attention-backend",
         "the policy has its own",
-        elsewhere="vllm_sink/startup.py",
+        elsewhere="vllm_sink/startup/engine_config.py",
     ),
     refused(
         "another attention backend, by its config",
@@ -661,16 +661,19 @@ ENGINE = (
         "another scheduler",
         "--scheduler-cls",
         "the policy has its own",
-        elsewhere="vllm_sink/startup.py",
+        elsewhere="vllm_sink/startup/engine_config.py",
     ),
     refused(
-        "another worker", "--worker-cls", "the policy has its own", elsewhere="vllm_sink/startup.py"
+        "another worker",
+        "--worker-cls",
+        "the policy has its own",
+        elsewhere="vllm_sink/startup/engine_config.py",
     ),
     refused(
         "pooling",
         "--runner --convert --pooler-config",
         "only generation has streams",
-        elsewhere="vllm_sink/support.py",
+        elsewhere="vllm_sink/startup/models.py",
     ),
 )
 
@@ -910,13 +913,13 @@ def refuse_arguments(args: Any) -> None:
 
 # -- the page -------------------------------------------------------------------------------------
 
-PAGE = Path(__file__).parents[1] / "docs" / "features.md"
+PAGE = Path(__file__).parents[2] / "docs" / "features.md"
 
 _HEAD = """# vLLM's features under a policy
 
-Written by `make features` from `vllm_sink/features.py`. Each feature is held by the test that is
-named, or a server does not start with it; `vllm-sink doctor MODEL` with the same flags says so
-before any weights are loaded. There is no third kind: `tests/unit/test_features.py` walks every
+Written by `make features` from `vllm_sink/startup/features.py`. Each feature is held by the test
+that is named, or a server does not start with it; `vllm-sink doctor MODEL` with the same flags says
+so before any weights are loaded. There is no third kind: `tests/unit/test_features.py` walks every
 field of vLLM's arguments, of its sampling parameters and of its prompts.
 """
 

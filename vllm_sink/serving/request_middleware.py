@@ -15,7 +15,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from vllm_sink.caller import CALLER, Caller
+from vllm_sink.requests.client_request import CALLER, Caller
 
 _Message = dict[str, Any]
 _Send = Callable[[_Message], Awaitable[None]]
@@ -24,7 +24,7 @@ _App = Callable[[_Message, _Receive, _Send], Awaitable[None]]
 
 
 class CallerMiddleware:
-    """ASGI: one :class:`~vllm_sink.caller.Caller` for each request."""
+    """ASGI: one :class:`~vllm_sink.requests.client_request.Caller` for each request."""
 
     def __init__(self, app: _App) -> None:
         self.app = app

@@ -9,9 +9,9 @@ from typing import Any
 
 from vllm import envs
 
-from vllm_sink import features
-from vllm_sink.engine import admission_config
-from vllm_sink.engine.admission_config import (
+from vllm_sink.config import admission as admission_config
+from vllm_sink.config import tenancy as tenancy_config
+from vllm_sink.config.admission import (
     DEFAULT_MAX_UNSENT_MIB,
     DEFAULT_QUEUE_TIMEOUT,
     DEFAULT_STREAM_SHARE,
@@ -19,17 +19,17 @@ from vllm_sink.engine.admission_config import (
     require_seconds,
     require_share,
 )
-from vllm_sink.errors import PolicyError, UnsupportedError
-from vllm_sink.policy import (
+from vllm_sink.config.kv_policy import (
     CONFIG_KEY,
     DEFAULT_SINK_TOKENS,
     POLICY_NAMES,
     SINK_ATTENTION,
     SYSTEM,
 )
+from vllm_sink.errors import PolicyError, UnsupportedError
 from vllm_sink.segments import CHUNK_ROOM
 from vllm_sink.serving import CALLER_MIDDLEWARE, DRAIN_MIDDLEWARE, KEY_MIDDLEWARE
-from vllm_sink.tenancy import config as tenancy_config
+from vllm_sink.startup import features
 from vllm_sink.tenancy.keys import keys_of
 
 #: Set on engine arguments that came from a command line: errors are then one line, not a traceback.

@@ -29,19 +29,21 @@ from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from vllm_sink import policy
 from vllm_sink.attention import providers
-from vllm_sink.caller import CALLER, Caller
-from vllm_sink.engine.admission_config import AdmissionConfig
-from vllm_sink.engine.core_request import SinkRequest, seal
-from vllm_sink.engine.lengths import (
+from vllm_sink.config.admission import AdmissionConfig
+from vllm_sink.config.kv_policy import KVPolicy, policy_of
+from vllm_sink.config.sections import require_int
+from vllm_sink.config.tenancy import TenancyConfig
+from vllm_sink.errors import PolicyError
+from vllm_sink.requests.client_request import CALLER, Caller
+from vllm_sink.requests.core_request import SinkRequest, seal
+from vllm_sink.requests.length_limits import (
     check_segment,
     default_max_tokens,
     is_stream,
     most_sinks,
     settle_length,
 )
-from vllm_sink.errors import PolicyError
-from vllm_sink.policy import KVPolicy, policy_of
-from vllm_sink.request_args import (
+from vllm_sink.requests.options import (
     ENDLESS,
     SINK_TOKENS,
     SYSTEM,
@@ -50,7 +52,6 @@ from vllm_sink.request_args import (
     stream_policy_of,
 )
 from vllm_sink.tenancy import limits
-from vllm_sink.tenancy.config import TenancyConfig
 from vllm_sink.tenancy.identity import cache_salt, tenant_of
 
 #: The key of a rendered prompt that says how long its system message is; the renderer's own.
@@ -328,7 +329,7 @@ def _settle_window(
     if value is None:
         params.extra_args = rest or None
         return kv_policy.window
-    window = policy.require_int(WINDOW_TOKENS, value, 1)
+    window = require_int(WINDOW_TOKENS, value, 1)
     if window > kv_policy.window:
         allowed = f"1 to {kv_policy.window}, the server's own (--window-tokens)"
         raise PolicyError(WINDOW_TOKENS, window, allowed)
@@ -414,7 +415,7 @@ def check_sink_tokens(
             value,
             f"an integer of at least 0, or {SYSTEM!r} in a chat that begins with a system message",
         )
-    number = policy.require_int(SINK_TOKENS, value, 0)
+    number = require_int(SINK_TOKENS, value, 0)
     if kv_policy.name == "window" and number:
         raise PolicyError(SINK_TOKENS, number, "0, since the server runs --kv-policy window")
     if number > prompt_tokens:

@@ -13,10 +13,10 @@ from typing import Any
 from vllm.exceptions import VLLMValidationError
 from vllm.logger import init_logger
 
-from vllm_sink.caller import CALLER
-from vllm_sink.engine.door import SYSTEM_TOKENS
-from vllm_sink.policy import policy_of
-from vllm_sink.request_args import SINK_TOKENS, SYSTEM
+from vllm_sink.config.kv_policy import policy_of
+from vllm_sink.requests.checks import SYSTEM_TOKENS
+from vllm_sink.requests.client_request import CALLER
+from vllm_sink.requests.options import SINK_TOKENS, SYSTEM
 
 logger = init_logger("vllm.sink")
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from vllm.exceptions import VLLMValidationError
 
-from vllm_sink.policy import policy_of
-from vllm_sink.serving.length import longest
+from vllm_sink.config.kv_policy import policy_of
+from vllm_sink.streaming.front_end_max_len import longest
 
 
 def within_context(beam_search: Callable[..., Any]) -> Callable[..., Any]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vllm_sink.config.sections import require_int, section_of
 from vllm_sink.errors import PolicyError
-from vllm_sink.policy import require_int, section_of
 
 #: The key of ``additional_config``.
 CONFIG_KEY = "sink_admission"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from vllm_sink import segments
+from vllm_sink.config.kv_policy import KVPolicy
 from vllm_sink.errors import PolicyError
-from vllm_sink.policy import KVPolicy
 
 
 def settle_length(params: Any, prompt_tokens: int, longest: int, default: int | None) -> int:

@@ -16,12 +16,13 @@ from typing import Any
 
 from vllm.logger import init_logger
 
-from vllm_sink import compat, features, metrics, policy, segments, support
+from vllm_sink import compat, metrics, policy, segments
 from vllm_sink.attention import providers
 from vllm_sink.compat import probes
+from vllm_sink.config.kv_policy import CONFIG_KEY, KVPolicy
 from vllm_sink.errors import PolicyError, UnsupportedError
-from vllm_sink.flags import FROM_COMMAND_LINE
-from vllm_sink.policy import CONFIG_KEY, KVPolicy
+from vllm_sink.startup import features, models
+from vllm_sink.startup.flags import FROM_COMMAND_LINE
 
 logger = init_logger("vllm.sink")
 
@@ -67,7 +68,7 @@ def _requested(engine_args: Any) -> KVPolicy | None:
     return kv_policy
 
 
-def read_model(engine_args: Any) -> support.Model:
+def read_model(engine_args: Any) -> models.Model:
     """The model's verdict, from its config alone.
 
     Raises:
@@ -75,7 +76,7 @@ def read_model(engine_args: Any) -> support.Model:
     """
     wanted, engine_args.max_model_len = engine_args.max_model_len, None
     try:
-        return support.examine(engine_args.create_model_config())
+        return models.examine(engine_args.create_model_config())
     finally:
         engine_args.max_model_len = wanted
 
@@ -89,7 +90,7 @@ def _create(engine_args: Any, kv_policy: KVPolicy, create: Callable[[], Any]) ->
     model = read_model(engine_args)
     wanted = engine_args.max_model_len
     limit = None if wanted in (None, -1) else wanted
-    kv_policy = replace(support.resolve(kv_policy, model), stream_tokens=limit)
+    kv_policy = replace(models.resolve(kv_policy, model), stream_tokens=limit)
     _refuse_overrides(engine_args)
     engine_args.additional_config = {
         **engine_args.additional_config,
@@ -98,7 +99,7 @@ def _create(engine_args: Any, kv_policy: KVPolicy, create: Callable[[], Any]) ->
     if current_platform.is_cpu() and engine_args.block_size is None:
         engine_args.block_size = CPU_BLOCK_SIZE
     # vLLM's own limit is that of its bookkeeping; the front end is told the stream's
-    # (vllm_sink/serving/length.py).
+    # (vllm_sink/streaming/front_end_max_len.py).
     engine_args.max_model_len = min(kv_policy.segment, limit or kv_policy.segment)
     try:
         with _long_streams():
@@ -106,8 +107,8 @@ def _create(engine_args: Any, kv_policy: KVPolicy, create: Callable[[], Any]) ->
     finally:
         engine_args.max_model_len = wanted
     _require_segment(vllm_config, kv_policy)
-    support.refuse_features(vllm_config)
-    choice = providers.choose(kv_policy.sink_attention, support.traits(vllm_config, model))
+    models.refuse_features(vllm_config)
+    choice = providers.choose(kv_policy.sink_attention, models.traits(vllm_config, model))
     kv_policy = replace(kv_policy, provider=choice.name)
     vllm_config.additional_config[CONFIG_KEY] = kv_policy.to_config()
     _attach(vllm_config)
@@ -273,23 +274,20 @@ def install_front_end(vllm_config: Any) -> None:
     from vllm.v1.engine.llm_engine import LLMEngine
     from vllm.v1.engine.output_processor import OutputProcessor, RequestState
 
-    from vllm_sink.engine import door
-    from vllm_sink.engine.admission_config import AdmissionConfig
+    from vllm_sink.config.admission import AdmissionConfig
+    from vllm_sink.config.tenancy import TenancyConfig
     from vllm_sink.metrics.front_end import FRONT_END
-    from vllm_sink.serving import (
-        beams,
-        chat,
-        detokenizer,
-        drain,
-        length,
-        piece,
-        refused,
-        tail,
-        unsent,
+    from vllm_sink.requests import checks
+    from vllm_sink.serving import core_refusals, drain, system_prompt
+    from vllm_sink.streaming import (
+        beam_length,
+        front_end_max_len,
+        output_trimming,
+        slow_client_abort,
     )
     from vllm_sink.tenancy import limits
-    from vllm_sink.tenancy.config import TenancyConfig
     from vllm_sink.tenancy.keys import keys_of
+    from vllm_sink.vllm_fixes import chat_text_leak, detokenizer
 
     # They say what is wrong with them now.
     tenancy = TenancyConfig.from_config(vllm_config.additional_config)
@@ -297,27 +295,27 @@ def install_front_end(vllm_config: Any) -> None:
         keys_of(tenancy.keys_file)
     admission = AdmissionConfig.from_config(vllm_config.additional_config)
     FRONT_END.most_unsent_bytes = int(admission.max_unsent_mib * 2**20)
-    compat.wrap(InputProcessor, "process_inputs", door.checked)
-    compat.wrap(AsyncLLM, "add_request", door.entered)
-    compat.wrap(LLMEngine, "add_request", door.entered_from_python)
+    compat.wrap(InputProcessor, "process_inputs", checks.checked)
+    compat.wrap(AsyncLLM, "add_request", checks.entered)
+    compat.wrap(LLMEngine, "add_request", checks.entered_from_python)
     compat.wrap(OutputProcessor, "add_request", limits.beginning)
-    compat.wrap(OutputProcessor, "add_request", refused.remembering)
-    compat.wrap(OutputProcessor, "add_request", unsent.with_streams_marked)
-    compat.wrap(OnlineRenderer, "preprocess_chat", chat.with_system_tokens)
-    compat.wrap(BeamSearchOnlineMixin, "beam_search", beams.within_context)
-    compat.wrap(AsyncLLM, "__init__", length.with_stream_length)
-    compat.wrap(LLMEngine, "__init__", length.with_stream_length)
+    compat.wrap(OutputProcessor, "add_request", core_refusals.remembering)
+    compat.wrap(OutputProcessor, "add_request", slow_client_abort.with_streams_marked)
+    compat.wrap(OnlineRenderer, "preprocess_chat", system_prompt.with_system_tokens)
+    compat.wrap(BeamSearchOnlineMixin, "beam_search", beam_length.within_context)
+    compat.wrap(AsyncLLM, "__init__", front_end_max_len.with_stream_length)
+    compat.wrap(LLMEngine, "__init__", front_end_max_len.with_stream_length)
     compat.wrap(AsyncLLM, "shutdown", drain.with_drain)
-    compat.wrap(RequestState, "make_request_output", tail.with_tail)
+    compat.wrap(RequestState, "make_request_output", output_trimming.with_tail)
     compat.wrap(OutputProcessor, "process_outputs", limits.spending)
-    compat.wrap(OutputProcessor, "process_outputs", unsent.with_readers_only)
-    compat.wrap(OutputProcessor, "process_outputs", refused.with_refusals)
-    compat.wrap(OpenAIModelRegistry, "show_available_models", length.with_context_named)
-    compat.wrap(ServingTokenization, "create_tokenize", length.with_context_named)
+    compat.wrap(OutputProcessor, "process_outputs", slow_client_abort.with_readers_only)
+    compat.wrap(OutputProcessor, "process_outputs", core_refusals.with_refusals)
+    compat.wrap(OpenAIModelRegistry, "show_available_models", front_end_max_len.with_context_named)
+    compat.wrap(ServingTokenization, "create_tokenize", front_end_max_len.with_context_named)
     compat.wrap(IncrementalDetokenizer, "from_new_request", detokenizer.with_decode_streams)
     if compat.weight_version_span() is not None:
-        compat.wrap(RequestState, "_weight_version_spans", tail.with_true_spans)
-    compat.wrap(OpenAIServingChat, "chat_completion_stream_generator", piece.with_pieces)
+        compat.wrap(RequestState, "_weight_version_spans", output_trimming.with_true_spans)
+    compat.wrap(OpenAIServingChat, "chat_completion_stream_generator", chat_text_leak.with_pieces)
     metrics.install()
 
 

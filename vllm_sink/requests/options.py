@@ -7,8 +7,9 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
+from vllm_sink.config.kv_policy import SYSTEM
 from vllm_sink.errors import PolicyError
-from vllm_sink.policy import SYSTEM, StreamPolicy
+from vllm_sink.policy import StreamPolicy
 
 __all__ = [
     "ENDLESS",

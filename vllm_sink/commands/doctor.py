@@ -8,12 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vllm_sink import compat, features, startup, support
-from vllm_sink.engine.admission_config import AdmissionConfig
-from vllm_sink.engine.promises import streams_that_fit
+from vllm_sink import compat
+from vllm_sink.config.admission import AdmissionConfig
+from vllm_sink.config.kv_policy import CONFIG_KEY, KVPolicy, policy_of
+from vllm_sink.engine.stream_reservations import streams_that_fit
 from vllm_sink.errors import PolicyError, UnsupportedError
-from vllm_sink.flags import FROM_COMMAND_LINE
-from vllm_sink.policy import CONFIG_KEY, KVPolicy, policy_of, sink_blocks
+from vllm_sink.policy import sink_blocks
+from vllm_sink.startup import engine_config, features, models
+from vllm_sink.startup.flags import FROM_COMMAND_LINE
 
 
 def parser() -> Any:
@@ -90,9 +92,9 @@ def _diagnose(
         engine_args.kv_cache_memory_bytes = int(kv_gib * 2**30)
     try:
         features.refuse_arguments(engine_args)
-        examined = startup.read_model(engine_args)
+        examined = engine_config.read_model(engine_args)
         verdict |= asdict(examined)
-        resolved = support.resolve(kv_policy, examined)
+        resolved = models.resolve(kv_policy, examined)
         verdict |= {
             "policy": resolved.name,
             "sink_tokens": resolved.sink_tokens,
@@ -108,10 +110,12 @@ def _diagnose(
 
 
 def _sizes(vllm_config: Any, kv_policy: KVPolicy) -> dict[str, Any]:
-    block = startup.kv_bytes_per_block(vllm_config)
-    streaming = startup.stream_blocks(vllm_config, kv_policy, 1)
-    prefilling = startup.stream_blocks(vllm_config, kv_policy, vllm_config.max_in_flight_tokens)
-    pool = startup.known_pool_bytes(vllm_config)
+    block = engine_config.kv_bytes_per_block(vllm_config)
+    streaming = engine_config.stream_blocks(vllm_config, kv_policy, 1)
+    prefilling = engine_config.stream_blocks(
+        vllm_config, kv_policy, vllm_config.max_in_flight_tokens
+    )
+    pool = engine_config.known_pool_bytes(vllm_config)
     cache = vllm_config.cache_config
     admission = AdmissionConfig.from_config(vllm_config.additional_config)
     seats = admission.streams_of(vllm_config.scheduler_config.max_num_seqs)

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vllm_sink import features, segments
+from vllm_sink import segments
 from vllm_sink.attention.providers import Traits
+from vllm_sink.config.kv_policy import KVPolicy
 from vllm_sink.errors import PolicyError, UnsupportedError
-from vllm_sink.policy import KVPolicy
+from vllm_sink.startup import features
 
 #: Architectures that tests/e2e/test_architectures.py holds against the reference, token by token.
 MODELS = {

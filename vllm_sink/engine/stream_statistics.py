@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from typing_extensions import override
 
 from vllm_sink import compat
-from vllm_sink.engine.core_request import told_of
+from vllm_sink.config.tenancy import TenancyConfig
 from vllm_sink.metrics.collector import StreamCollector
-from vllm_sink.metrics.stats import StreamStats
+from vllm_sink.metrics.messages import StreamStats
+from vllm_sink.requests.core_request import told_of
 from vllm_sink.segments import base_of
-from vllm_sink.tenancy.config import TenancyConfig
 from vllm_sink.tenancy.labels import Labels
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from vllm.v1.attention.backend import CommonAttentionMetadata
 
 from vllm_sink import compat
 from vllm_sink.policy import StreamPolicy
-from vllm_sink.request_args import stream_policy_of
+from vllm_sink.requests.options import stream_policy_of
 
 
 class BatchRows(ABC):

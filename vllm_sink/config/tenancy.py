@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from vllm_sink.config.sections import require_int, section_of
 from vllm_sink.errors import PolicyError
-from vllm_sink.policy import require_int, section_of
 
 #: The key of ``additional_config``.
 CONFIG_KEY = "sink_tenancy"

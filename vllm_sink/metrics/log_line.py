@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vllm_sink.metrics.stats import StreamStats
+    from vllm_sink.metrics.messages import StreamStats
 
 #: The module that logs the line, and what no other line of it has.
 LOGGER = "vllm.v1.metrics.loggers"

@@ -16,8 +16,8 @@ from typing import Any
 
 from vllm.logger import init_logger
 
-from vllm_sink.engine.core_request import SinkRequest
 from vllm_sink.metrics.front_end import FRONT_END
+from vllm_sink.requests.core_request import SinkRequest
 
 logger = init_logger("vllm.sink")
 

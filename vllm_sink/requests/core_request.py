@@ -15,9 +15,10 @@ from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.request import Request
 
 from vllm_sink import compat
-from vllm_sink.engine.isolation import ending_one
-from vllm_sink.policy import StreamPolicy, require_int
-from vllm_sink.request_args import SINK_TOKENS, WINDOW_TOKENS, stream_policy_of
+from vllm_sink.config.sections import require_int
+from vllm_sink.policy import StreamPolicy
+from vllm_sink.requests.options import SINK_TOKENS, WINDOW_TOKENS, stream_policy_of
+from vllm_sink.vllm_fixes.add_request_isolation import ending_one
 
 #: The attribute of vLLM's ``Request`` that holds what the server says of it.
 _TOLD = "sink_told"

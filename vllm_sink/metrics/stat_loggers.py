@@ -15,8 +15,8 @@ from typing import Any
 from vllm.logger import init_logger
 from vllm.v1.metrics.loggers import PrometheusStatLogger
 
+from vllm_sink.config.kv_policy import policy_of
 from vllm_sink.metrics.export import SinkStatLogger, ray_logger
-from vllm_sink.policy import policy_of
 
 logger = init_logger("vllm.sink")
 

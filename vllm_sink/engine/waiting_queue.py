@@ -29,7 +29,7 @@ from itertools import count
 from vllm.v1.core.sched.request_queue import RequestQueue, SchedulingPolicy
 from vllm.v1.request import Request, RequestStatus
 
-from vllm_sink.engine.core_request import told_of
+from vllm_sink.requests.core_request import told_of
 
 _STREAM, _ORDINARY = range(2)
 

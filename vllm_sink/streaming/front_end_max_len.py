@@ -13,7 +13,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-from vllm_sink.policy import KVPolicy, policy_of
+from vllm_sink.config.kv_policy import KVPolicy, policy_of
 
 #: The length of a request that has no limit, as the front end is told: the largest integer that
 #: every reader of JSON has, so that any ``max_tokens`` that a client can mean is taken. What the

@@ -15,8 +15,8 @@ from typing import Any
 from vllm.logger import init_logger
 from vllm.v1.engine import EngineCoreOutputs
 
-from vllm_sink.engine.refusals import RefusedError
-from vllm_sink.policy import policy_of
+from vllm_sink.config.kv_policy import policy_of
+from vllm_sink.requests.refusal import RefusedError
 
 logger = init_logger("vllm.sink")
 

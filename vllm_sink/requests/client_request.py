@@ -1,7 +1,7 @@
 """Who sent a request and what they wrote: an HTTP request as it came, before anything reads it.
 
 Handlers see a request after pydantic has converted it (``true`` is 1 by then) and after a route has
-dropped what it has no field for. The door (``vllm_sink/engine/door.py``) checks what was written,
+dropped what it has no field for. ``vllm_sink/requests/checks.py`` checks what was written,
 and reads it here. Nothing in here is trusted: it is a client's.
 """
 

@@ -1,0 +1,1 @@
+"""From the flags of ``vllm serve`` to an engine under the policy."""
