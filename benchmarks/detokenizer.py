@@ -18,6 +18,7 @@ import os
 import random
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -119,10 +120,14 @@ def measure(
     from vllm.sampling_params import SamplingParams
     from vllm.v1.engine.detokenizer import IncrementalDetokenizer
 
-    from vllm_sink.vllm_fixes.detokenizer import with_decode_streams
+    from vllm_sink.vllm_fixes.detokenizer import choose_detokenizer
 
     theirs = IncrementalDetokenizer.__dict__["from_new_request"].__func__
-    makers = {"vllm-sink": with_decode_streams(theirs), "vLLM": theirs}
+
+    def ours(cls: Any, tokenizer: Any, request: Any) -> Any:
+        return choose_detokenizer(partial(theirs, cls), cls, tokenizer, request)
+
+    makers = {"vllm-sink": ours, "vLLM": theirs}
     prompt = tokenizer.encode("Once upon a time", add_special_tokens=False)
     sides = []
     for who, make in makers.items():

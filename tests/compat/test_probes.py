@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.compat.trees import installed, linked, own_copy, rename
-from vllm_sink.compat import hooks, probes
+from vllm_sink.compat import probes
 from vllm_sink.compat.hooks import Hook
 from vllm_sink.compat.source import Source
 from vllm_sink.errors import UnsupportedError
@@ -23,7 +23,14 @@ PRESENT = {f.hook.target: f.hook for f in FOUND if f.where and f.hook.kind != "i
 
 def test_every_probe_holds_here() -> None:
     assert [f"{f.hook.target}: {f.problem}" for f in FOUND if not f.holds] == []
-    assert {f.hook.kind for f in FOUND} == {"wraps", "overrides", "reads", "imports"}
+    assert {f.hook.kind for f in FOUND} == {
+        "wraps",
+        "replaces",
+        "adds",
+        "overrides",
+        "reads",
+        "imports",
+    }
     assert probes.version() in probes.KNOWN_VERSIONS
 
 
@@ -86,7 +93,8 @@ def test_an_unknown_version_goes_on_with_a_warning(monkeypatch: pytest.MonkeyPat
 
 def test_a_failed_probe_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     root = linked(tmp_path)
-    rename(root, Hook("wraps", hooks.WRAPS[3].target, ""))
+    target = "vllm.v1.engine.input_processor:InputProcessor.process_inputs"
+    rename(root, Hook("wraps", target, ""))
     monkeypatch.setattr(probes, "installed", lambda: Source(root))
     probes.require.cache_clear()
     try:

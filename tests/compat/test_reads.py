@@ -59,11 +59,53 @@ def test_whatever_a_server_reads_is_listed(in_front: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-def test_whatever_is_wrapped_is_listed(in_engine: dict[str, Any], in_front: dict[str, Any]) -> None:
-    wrapped = {*in_engine["wrapped"], *in_front["wrapped"]}
+def test_whatever_is_listed_is_installed(
+    in_engine: dict[str, Any], in_front: dict[str, Any]
+) -> None:
+    installed = {*in_engine["wrapped"], *in_front["wrapped"]}
     listed = {hook.target for hook in hooks.WRAPS}
-    assert wrapped - listed == set()
-    assert {target for target in listed - wrapped if not target.startswith(V2)} == set()
+    assert installed <= listed
+    assert {target for target in listed - installed if not target.startswith(V2)} == set()
+
+
+def test_nothing_is_installed_in_any_other_way() -> None:
+    """Only ``compat.install`` replaces attributes of classes and modules, by the table."""
+    for module in OWN.modules():
+        if module.name == "vllm_sink.compat.install":
+            continue
+        imported = {n for node in ast.walk(module.tree) for n in _names_imported(node)}
+        assert "wrapt" not in imported, module.name
+        names = dict(_imported(module))
+        for node in ast.walk(module.tree):
+            match node:
+                case ast.Call(func=ast.Name(id="setattr"), args=[ast.Name(id=owner), *_]):
+                    assert owner not in names, f"{module.name}:{node.lineno}"
+                case ast.Attribute(value=ast.Name(id=owner), ctx=ast.Store()):
+                    assert owner not in names, f"{module.name}:{node.lineno}"
+
+
+def test_every_wrapper_is_there_and_is_called_as_the_table_says() -> None:
+    for hook in (*hooks.WRAPS, *hooks.RAY_WRAPS):
+        module, _, name = hook.by.partition(":")
+        if hook.kind != "wraps":
+            assert OWN.find_class(module, name) is not None, hook.by
+            continue
+        function = OWN.function(module, name)
+        assert function is not None, hook.by
+        # After the wrapped function and its object come the parameters that the hook names.
+        named = [p for p in function.parameters if p in hook.parameters]
+        assert function.open or set(named) == set(hook.parameters), hook.by
+        assert hook.until, hook.target
+        assert hook.places, hook.target
+
+
+def _names_imported(node: ast.AST) -> list[str]:
+    match node:
+        case ast.Import(names=names):
+            return [alias.name.partition(".")[0] for alias in names]
+        case ast.ImportFrom(module=str(module)):
+            return [module.partition(".")[0]]
+    return []
 
 
 # -- what is asked of a class or of a module, which cannot be recorded ----------------------------
@@ -118,24 +160,6 @@ def test_whatever_is_asked_of_a_class_or_a_module_is_listed() -> None:
 # -- Ray ------------------------------------------------------------------------------------------
 
 
-def test_whatever_is_wrapped_of_ray_is_listed() -> None:
-    """By the source: a replica's process is its own."""
-    wrapped = set()
-    for module in OWN.modules():
-        if not module.name.startswith("vllm_sink.serving.ray"):
-            continue
-        for node in ast.walk(module.tree):
-            match node:
-                case ast.Call(
-                    func=ast.Attribute(attr="wrap"),
-                    args=[ast.Name(id=owner), ast.Constant(value=name), *_],
-                ):
-                    wrapped.add(f"{(module.imported(owner) or ('?',))[0]}:{owner}.{name}")
-                case ast.Call(func=ast.Attribute(attr="wrap" | "wrap_method_of")):
-                    raise AssertionError(f"{module.name}:{node.lineno}: wraps what is not named")
-    assert wrapped == {hook.target for hook in hooks.RAY_WRAPS if hook.kind == "wraps"}
-
-
 def test_whatever_is_overridden_of_ray_is_listed() -> None:
     """Methods of the subclasses that Ray's class has as well."""
     pytest.importorskip("ray", reason="ray is not installed (the extra 'ray')")
@@ -157,4 +181,4 @@ def test_whatever_is_overridden_of_ray_is_listed() -> None:
                         and ray.function(where[0], f"{where[1]}.{method.name}") is not None
                     ):
                         overridden.add(f"{where[0]}:{where[1]}.{method.name}")
-    assert overridden == {hook.target for hook in hooks.RAY_WRAPS if hook.kind == "overrides"}
+    assert overridden == {hook.target for hook in hooks.RAY_OVERRIDES}

@@ -30,7 +30,7 @@ def rolling(folder: Path, **settings: Any) -> Iterator[Any]:
         yield llm
         assert free() == before
         assert not scheduler.manager.streams
-        assert not scheduler._rests
+        assert not scheduler._waiting_prompts
 
 
 def run(llm: Any, requests: dict[str, tuple[Sequence[int], Any]]) -> dict[str, Any]:

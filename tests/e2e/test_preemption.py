@@ -9,7 +9,7 @@ import pytest
 
 from tests.e2e.engines import greedy, prompt, random_tokens, scheduler_of, tiny
 from tests.e2e.streams import difference, rolling
-from vllm_sink.requests.core_request import told_of
+from vllm_sink.requests.core_request import server_fields
 
 
 @pytest.mark.parametrize("ahead", [False, True])
@@ -25,7 +25,7 @@ def test_streams_and_others_equal_the_reference(ahead: bool, tiny_folder: Path) 
         preempt = scheduler._preempt_request
 
         def counted(request: Any, *args: Any, **kwargs: Any) -> None:
-            preempted["stream" if told_of(request).stream else "ordinary"] += 1
+            preempted["stream" if server_fields(request).stream else "ordinary"] += 1
             preempt(request, *args, **kwargs)
 
         scheduler._preempt_request = counted

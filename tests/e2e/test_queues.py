@@ -9,6 +9,7 @@ import zmq
 from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
 from vllm.utils.network_utils import get_open_zmq_ipc_path
 
+from tests.wrapping import wrapped
 from vllm_sink.metrics.collector import resident_bytes
 from vllm_sink.vllm_fixes import zmq_notices
 
@@ -52,4 +53,4 @@ def test_notices_are_read_now_and_then() -> None:
         if (before := grown(plain, pace)) > 4:
             break
     assert before > 4, "vLLM reads them itself: the hook is not needed any more"
-    assert grown(zmq_notices.with_notices_read(plain), pace) < before / 3
+    assert grown(wrapped(plain, zmq_notices.read_notices), pace) < before / 3

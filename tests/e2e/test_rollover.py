@@ -26,7 +26,7 @@ from tests.e2e.streams import (
     say_all,
 )
 from vllm_sink.streaming import output_trimming
-from vllm_sink.worker.rollover import V1Rollovers
+from vllm_sink.worker.v1_runner import V1RunnerTables
 
 # One worker: the tests share what the module sets up.
 
@@ -71,13 +71,13 @@ def test_every_token_equals_the_reference(arch: str, tiny_folder: Path) -> None:
 
 def test_the_check_sees_a_base_that_is_off(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The base matters to what the sinks are met with: one token more is seen."""
-    right = V1Rollovers.positions
+    right = V1RunnerTables.token_bases
 
-    def wrong(self: V1Rollovers, counts: Any) -> torch.Tensor | None:
+    def wrong(self: V1RunnerTables, counts: Any) -> torch.Tensor | None:
         more = right(self, counts)
         return None if more is None else more + 1
 
-    monkeypatch.setattr(V1Rollovers, "positions", wrong)
+    monkeypatch.setattr(V1RunnerTables, "token_bases", wrong)
     with rolling(folder) as llm:
         output = run(llm, {"a": (random_tokens(30), greedy(400, SINKS))})["a"]
     assert difference(output, folder, SINKS) > 0.01

@@ -19,7 +19,7 @@ pytestmark = [
 V2 = "vllm.v1.worker.gpu."
 
 
-def test_whatever_is_read_or_wrapped_is_listed(tiny_folder: Path) -> None:
+def test_whatever_is_read_is_listed_and_whatever_is_listed_is_installed(tiny_folder: Path) -> None:
     found = recorded(tiny("llama-gqa", tiny_folder), "engine")
     assert found["unlisted"] == {}
     listed = {hook.target for hook in hooks.WRAPS}

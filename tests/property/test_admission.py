@@ -18,7 +18,7 @@ from vllm.v1.request import RequestStatus
 from tests.e2e.engines import tiny
 from tests.property.schedulers import ShadowRunner, make_request, make_scheduler
 from vllm_sink.engine import admission, waiting_queue
-from vllm_sink.requests.core_request import told_of
+from vllm_sink.requests.core_request import server_fields
 from vllm_sink.requests.refusal import Refusal, RefusedError
 
 TIMEOUT = 40.0
@@ -66,7 +66,7 @@ class Service:
         preempt = self.scheduler._preempt_request
 
         def watched(request: Any, *args: Any, **kwargs: Any) -> None:
-            kind = "stream" if told_of(request).stream else "ordinary"
+            kind = "stream" if server_fields(request).stream else "ordinary"
             self.counts[f"preempted {kind}"] += 1
             preempt(request, *args, **kwargs)
 
@@ -116,11 +116,11 @@ class Service:
 
     def check(self) -> None:
         """The sums that are kept are those that there are."""
-        promises, requests = self.scheduler.promises, self.scheduler.requests
-        assert (promises.blocks, promises.prompt_excess) == promises.summed()
-        assert promises.held.keys() <= requests.keys()
-        assert len(promises.held) <= promises.max_streams
-        running = [told_of(r).stream for r in self.scheduler.running]
+        reservations, requests = self.scheduler.reservations, self.scheduler.requests
+        assert (reservations.blocks, reservations.prompt_excess) == reservations.summed()
+        assert reservations.held.keys() <= requests.keys()
+        assert len(reservations.held) <= reservations.max_streams
+        running = [server_fields(r).stream for r in self.scheduler.running]
         assert running == sorted(running, reverse=True), "streams come first"
         waits = {r.request_id for r in self.scheduler.waiting}
         assert len(self.scheduler.waiting) == len(waits)
@@ -131,11 +131,11 @@ class Service:
         """Nothing is left of anybody."""
         scheduler = self.scheduler
         assert self.free == self.total
-        assert not scheduler.promises.held
+        assert not scheduler.reservations.held
         assert not scheduler.manager.streams
         assert not scheduler.requests
         assert not len(scheduler.waiting)
-        assert not scheduler._rests
+        assert not scheduler._waiting_prompts
 
 
 def _random_run(seed: int, ahead: bool, folder: Path, clock: Clock, steps: int) -> Counter[str]:
@@ -302,8 +302,8 @@ def test_a_stream_that_waits_for_another_holds_up_nobody(tiny_folder: Path, cloc
 
 def test_one_stream_too_many_is_told_what_is_free(tiny_folder: Path, clock: Clock) -> None:
     service = _service(tiny("llama-gqa", tiny_folder), pool=21)
-    promise = service.scheduler._promise(service.scheduler.kv_policy.default, 4, 5000)
-    fit = service.scheduler.promises.streams_that_fit(promise)
+    reservation = service.scheduler._reservation(service.scheduler.kv_policy.default, 4, 5000)
+    fit = service.scheduler.reservations.streams_that_fit(reservation)
     for i in range(fit):
         service.add(f"s{i}", 4, 5000, 0.0)
     assert not service.told

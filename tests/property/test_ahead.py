@@ -52,7 +52,7 @@ def test_a_step_ahead(seed: int, ahead: bool, tiny_folder: Path) -> None:
     assert {name: said[name] for name in wanted} == wanted
     assert free() == total
     assert not scheduler.manager.streams
-    assert not scheduler._rests
+    assert not scheduler._waiting_prompts
     assert runner.rolled > 100
     assert scheduler.rollovers >= runner.rolled
     assert aborted

@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.detokenizer import IncrementalDetokenizer
 
+from tests.wrapping import wrapped
 from vllm_sink.streaming import output_trimming
 from vllm_sink.vllm_fixes.detokenizer import (
     LIMIT,
@@ -27,7 +28,7 @@ from vllm_sink.vllm_fixes.detokenizer import (
     SlowDetokenizer,
     TextDecodeStream,
     Vocabulary,
-    with_decode_streams,
+    choose_detokenizer,
 )
 
 MARK = "\ufffd"
@@ -35,7 +36,7 @@ SMOLLM = Path(__file__).parents[2] / "models" / "smollm2-135m-instruct"
 
 _FROM_REQUEST = IncrementalDetokenizer.__dict__["from_new_request"].__func__
 PLAIN = getattr(_FROM_REQUEST, "__wrapped__", _FROM_REQUEST)
-OURS = with_decode_streams(PLAIN)
+OURS = wrapped(PLAIN, choose_detokenizer)
 
 
 # --- tokenizers -----------------------------------------------------------------------------------
@@ -604,8 +605,9 @@ def test_what_was_sent_is_dropped(tokenizer: Any, tokens: list[int]) -> None:
         logprobs_processor=SimpleNamespace(logprobs=None),
         weight_version_starts=[],
     )
-    make_output = output_trimming.with_tail(
-        lambda self: self.detokenizer.get_next_output_text(False, True)
+    make_output = wrapped(
+        lambda self: self.detokenizer.get_next_output_text(False, True),
+        output_trimming.trim_sent_output,
     )
     answer = [tokens[i % len(tokens)] for i in range(5000)]
     told = []

@@ -13,16 +13,16 @@ from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from vllm_sink.attention.backend import store
+from vllm_sink.client_request import ClientRequest
 from vllm_sink.config.kv_policy import KVPolicy
 from vllm_sink.errors import PolicyError
-from vllm_sink.requests.checks import _require_readable
-from vllm_sink.requests.client_request import Caller
 from vllm_sink.requests.core_request import SinkRequest, seal
+from vllm_sink.requests.field_bounds import require_sendable
 from vllm_sink.requests.options import refuse_unknown
 
 
-def _caller(body: bytes | dict[str, Any], *headers: tuple[bytes, bytes]) -> Caller:
-    caller = Caller(headers)
+def _caller(body: bytes | dict[str, Any], *headers: tuple[bytes, bytes]) -> ClientRequest:
+    caller = ClientRequest(headers)
     written = body if isinstance(body, bytes) else json.dumps(body).encode()
     for i in range(0, len(written), 7):  # as a body may come, in pieces
         caller.receive(written[i : i + 7])
@@ -161,8 +161,8 @@ def test_a_tenant_of_another_type_is_not_read() -> None:
 )
 def test_what_cannot_cross_is_refused_before_it_is_registered(settings: dict[str, Any]) -> None:
     with pytest.raises(PolicyError, match="can be sent to the engine"):
-        _require_readable(seal(_request(**settings)))
-    _require_readable(seal(_request()))
+        require_sendable(seal(_request(**settings)))
+    require_sendable(seal(_request()))
 
 
 def test_system_as_the_servers_default() -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from tests.e2e.engines import tiny
-from vllm_sink.serving import CALLER_MIDDLEWARE, DRAIN_MIDDLEWARE, drain
+from vllm_sink.config.middleware import DRAIN_MIDDLEWARE, REQUEST_MIDDLEWARE
+from vllm_sink.serving import drain
 from vllm_sink.serving.drain_middleware import DrainMiddleware
 
 EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8")]
@@ -103,7 +104,7 @@ def test_the_time_for_streams_leaves_some_for_the_end() -> None:
     [
         ([], []),
         (["--kv-policy", "full"], []),
-        (["--kv-policy", "sink"], [CALLER_MIDDLEWARE, DRAIN_MIDDLEWARE]),
+        (["--kv-policy", "sink"], [REQUEST_MIDDLEWARE, DRAIN_MIDDLEWARE]),
     ],
     ids=["none", "full", "sink"],
 )

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 
+from vllm_sink.client_request import ClientRequest
 from vllm_sink.config.tenancy import FLAGS, Limits, TenancyConfig
 from vllm_sink.errors import PolicyError
-from vllm_sink.requests.client_request import Caller
 from vllm_sink.tenancy import keys, limits
 from vllm_sink.tenancy.identity import cache_salt, tenant_of
 from vllm_sink.tenancy.keys import Tenant, TenantKeys
@@ -159,8 +159,8 @@ def test_a_signal_has_it_read_at_once(file: Path) -> None:
 # -- whose a request is ----------------------------------------------------------------------------
 
 
-def _caller(*headers: tuple[str, str], **fields: Any) -> Caller:
-    return Caller([(n.encode(), v.encode()) for n, v in headers], fields)
+def _caller(*headers: tuple[str, str], **fields: Any) -> ClientRequest:
+    return ClientRequest([(n.encode(), v.encode()) for n, v in headers], fields)
 
 
 def test_a_key_comes_in_either_header(file: Path) -> None:

@@ -17,7 +17,7 @@ from vllm.v1.attention.backend import (
 
 from vllm_sink.attention import providers
 from vllm_sink.attention.paged_step import HostStep, PagedStep
-from vllm_sink.attention.row_policies import BatchRows
+from vllm_sink.attention.row_policies import RowPolicies, repeated
 from vllm_sink.attention.tiles import Tile, TileCutter
 from vllm_sink.cache.spec import SinkWindowSpec
 from vllm_sink.config.kv_policy import policy_of
@@ -47,7 +47,7 @@ class SinkMetadataBuilder(AttentionMetadataBuilder[SinkMetadata]):
     """One for an engine: every layer is in one group."""
 
     #: Set by the worker once the model runner's batch exists.
-    rows: BatchRows | None = None
+    rows: RowPolicies | None = None
 
     def __init__(self, kv_cache_spec, layer_names, vllm_config, device) -> None:  # type: ignore[no-untyped-def]
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
@@ -64,7 +64,7 @@ class SinkMetadataBuilder(AttentionMetadataBuilder[SinkMetadata]):
         most = vllm_config.compilation_config.max_cudagraph_capture_size or 0
         rows = max(scheduler.max_num_seqs, most)
         # S and W of every row, [2, rows]: as they were last set, and the device's copy.
-        self._kept_set = np.repeat(np.array(self.spec.default, dtype=np.int32)[:, None], rows, 1)
+        self._kept_set = repeated(self.spec.default, rows)
         self._kept = torch.from_numpy(self._kept_set.copy()).to(device)
         if providers.needs_compact_tables(self.provider):
             from vllm_sink.attention.flash_plan import FlashPlan, FlashShape
@@ -135,7 +135,7 @@ class SinkMetadataBuilder(AttentionMetadataBuilder[SinkMetadata]):
     def _rows_kept(self, step: CommonAttentionMetadata) -> np.ndarray:
         """Int32 [2, num_reqs]: ``S`` and ``W`` of each row."""
         if self.rows is None:
-            return np.repeat(np.array(self.spec.default, np.int32)[:, None], step.num_reqs, 1)
+            return repeated(self.spec.default, step.num_reqs)
         return self.rows.kept(step)
 
     def _lengths(self, step: CommonAttentionMetadata) -> list[int]:

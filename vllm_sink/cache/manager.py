@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from typing_extensions import override
 from vllm.v1.core.single_type_kv_cache_manager import SingleTypeKVCacheManager
@@ -26,8 +26,6 @@ from vllm_sink.policy import StreamPolicy
 if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.kv_cache_utils import KVCacheBlock
-
-    from vllm_sink.cache.spec import SinkWindowSpec
 
 
 @dataclass
@@ -53,12 +51,24 @@ class Stream:
     waiting_tokens: int = 0
 
 
+class StreamSpec(Protocol):
+    """What the manager asks of a layer's spec (``vllm_sink/cache/spec.py``)."""
+
+    block_size: int
+    window_tokens: int
+
+    @property
+    def default(self) -> StreamPolicy: ...
+
+    def max_blocks(self, kept: StreamPolicy, in_flight_tokens: int, total_tokens: int) -> int: ...
+
+
 class SinkWindowManager(SingleTypeKVCacheManager):
     """Blocks of all streams of one engine (vLLM: ``single_type_kv_cache_manager.py``)."""
 
-    kv_cache_spec: SinkWindowSpec
+    kv_cache_spec: StreamSpec
 
-    def __init__(self, kv_cache_spec: SinkWindowSpec, **kwargs: Any) -> None:
+    def __init__(self, kv_cache_spec: StreamSpec, **kwargs: Any) -> None:
         super().__init__(kv_cache_spec, **kwargs)
         # Most tokens that may be scheduled and not settled; the scheduler sets the real figure.
         self.max_in_flight_tokens = kv_cache_spec.window_tokens
@@ -76,7 +86,7 @@ class SinkWindowManager(SingleTypeKVCacheManager):
         self.streams.pop(request_id, None)
 
     def stream(self, request_id: str) -> Stream:
-        """The stream of a request; made up with the engine's policy if nobody opened it."""
+        """The stream of a request; with the engine's policy where nobody opened it."""
         if request_id not in self.streams:
             self.open_stream(request_id, self.kv_cache_spec.default)
         return self.streams[request_id]
@@ -264,7 +274,7 @@ class SinkWindowManager(SingleTypeKVCacheManager):
         A hit of ``n`` blocks is usable by the token at ``n * block_size`` if every block that it
         reads is there; what lies between sinks and window is not looked at.
         """
-        spec: SinkWindowSpec = kv_cache_spec
+        spec: StreamSpec = kv_cache_spec
         size = spec.block_size
         kept = block_hashes.kept if isinstance(block_hashes, SinkBlockHashes) else spec.default
         most = min(max_length // size, len(block_hashes))

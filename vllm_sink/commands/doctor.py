@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from vllm_sink import compat
+from vllm_sink.cache.stream_reservations import streams_that_fit
 from vllm_sink.config.admission import AdmissionConfig
 from vllm_sink.config.kv_policy import CONFIG_KEY, KVPolicy, policy_of
-from vllm_sink.engine.stream_reservations import streams_that_fit
 from vllm_sink.errors import PolicyError, UnsupportedError
 from vllm_sink.policy import sink_blocks
-from vllm_sink.startup import engine_config, features, models
+from vllm_sink.startup import features, models, pool_size, resolve
 from vllm_sink.startup.flags import FROM_COMMAND_LINE
 
 
@@ -57,7 +57,7 @@ def diagnose_command(args: argparse.Namespace, kv_gib: float | None) -> dict[str
         return verdict | {"refused": _first_line(error)}
     except SystemExit as refusal:  # a server ends with one line
         return verdict | {"refused": str(refusal).removeprefix("vllm serve: error: ")}
-    setattr(engine_args, FROM_COMMAND_LINE, False)  # errors are to be raised
+    FROM_COMMAND_LINE.set(engine_args, False)  # errors are to be raised
     kv_policy = KVPolicy.from_config(engine_args.additional_config[CONFIG_KEY])
     if not kv_policy.active:
         raise PolicyError("--kv-policy", kv_policy.name, "sink or window")
@@ -92,7 +92,7 @@ def _diagnose(
         engine_args.kv_cache_memory_bytes = int(kv_gib * 2**30)
     try:
         features.refuse_arguments(engine_args)
-        examined = engine_config.read_model(engine_args)
+        examined = resolve.read_model(engine_args)
         verdict |= asdict(examined)
         resolved = models.resolve(kv_policy, examined)
         verdict |= {
@@ -110,12 +110,10 @@ def _diagnose(
 
 
 def _sizes(vllm_config: Any, kv_policy: KVPolicy) -> dict[str, Any]:
-    block = engine_config.kv_bytes_per_block(vllm_config)
-    streaming = engine_config.stream_blocks(vllm_config, kv_policy, 1)
-    prefilling = engine_config.stream_blocks(
-        vllm_config, kv_policy, vllm_config.max_in_flight_tokens
-    )
-    pool = engine_config.known_pool_bytes(vllm_config)
+    block = pool_size.kv_bytes_per_block(vllm_config)
+    streaming = pool_size.stream_blocks(vllm_config, kv_policy, 1)
+    prefilling = pool_size.stream_blocks(vllm_config, kv_policy, vllm_config.max_in_flight_tokens)
+    pool = pool_size.known_pool_bytes(vllm_config)
     cache = vllm_config.cache_config
     admission = AdmissionConfig.from_config(vllm_config.additional_config)
     seats = admission.streams_of(vllm_config.scheduler_config.max_num_seqs)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from vllm_sink import policy
+from vllm_sink.cache.stream_reservations import streams_that_fit
 from vllm_sink.config.admission import DEFAULT_STREAM_SHARE, FLAGS
-from vllm_sink.engine.stream_reservations import streams_that_fit
 from vllm_sink.errors import PolicyError
 
 GIB = 2**30

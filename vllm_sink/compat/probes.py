@@ -17,7 +17,15 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from vllm_sink.compat.hooks import OVERRIDES, RAY_READS, RAY_WRAPS, READS, WRAPS, Hook
+from vllm_sink.compat.hooks import (
+    OVERRIDES,
+    RAY_OVERRIDES,
+    RAY_READS,
+    RAY_WRAPS,
+    READS,
+    WRAPS,
+    Hook,
+)
 from vllm_sink.compat.source import Function, Source, forget
 from vllm_sink.errors import UnsupportedError
 
@@ -66,7 +74,7 @@ def check_vllm(vllm: Source) -> list[Finding]:
 
 def check_ray(ray: Source) -> list[Finding]:
     """Every probe on a Ray."""
-    found = [_wrapped(ray, hook) for hook in RAY_WRAPS]
+    found = [_wrapped(ray, hook) for hook in (*RAY_WRAPS, *RAY_OVERRIDES)]
     found += [_read(ray, hook) for hook in RAY_READS]
     found += [_imported(ray, hook) for hook in _imports(_own(), "ray")]
     return found

@@ -18,11 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from vllm_sink.compat import probes
+from vllm_sink.compat.hooks import Hook, Installed
 from vllm_sink.compat.probes import Finding
 from vllm_sink.compat.source import Source
 
 _TITLES = {
     "wraps": "wrapped at run time",
+    "replaces": "names that stand for a class of this package",
+    "adds": "fields added",
     "overrides": "overridden, in a subclass that a setting of vLLM's takes",
     "reads": "attributes that no interface promises",
     "imports": "names imported",
@@ -34,7 +37,7 @@ _PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_31_x86_64", "manylinux1_x86_
 def render(findings: list[Finding], version: str) -> str:
     """Every hook, where it attaches, whether its probe holds."""
     lines = []
-    for (package, kind), group in groupby(findings, key=_section):
+    for (package, kind), group in groupby(sorted(findings, key=_order), key=_section):
         found = list(group)
         failed = [f for f in found if not f.holds]
         title = _TITLES[kind]
@@ -54,13 +57,20 @@ def _section(finding: Finding) -> tuple[str, str]:
     return finding.hook.module.partition(".")[0], finding.hook.kind
 
 
+def _order(finding: Finding) -> tuple[bool, int]:
+    """vLLM's hooks first, kind by kind."""
+    package, kind = _section(finding)
+    return package != "vllm", list(_TITLES).index(kind)
+
+
 def _line(finding: Finding) -> str:
     hook = finding.hook
     if not finding.holds:
         return f"  MISSING {hook.target}: {finding.problem} ({hook.why})"
     if not finding.where:
         return f"  absent  {hook.qualname}: not in this version, and not needed there"
-    return f"  ok      {hook.qualname:<52} {finding.where}"
+    by = f"  by {hook.by.removeprefix('vllm_sink.')}" if isinstance(hook, Installed) else ""
+    return f"  ok      {hook.qualname:<52} {finding.where}{by}"
 
 
 def as_data(findings: list[Finding], version: str) -> dict[str, Any]:
@@ -76,10 +86,18 @@ def as_data(findings: list[Finding], version: str) -> dict[str, Any]:
                 "where": f.where,
                 "problem": f.problem,
                 "why": f.hook.why,
+                **_installed(f.hook),
             }
             for f in findings
         ],
     }
+
+
+def _installed(hook: Hook) -> dict[str, Any]:
+    """What is installed there, where, and until when."""
+    if not isinstance(hook, Installed):
+        return {}
+    return {"by": hook.by, "places": list(hook.places), "until": hook.until}
 
 
 def download(version: str, folder: Path) -> Source:

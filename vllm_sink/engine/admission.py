@@ -1,7 +1,7 @@
-"""Who is scheduled, and when: streams are promised their blocks, the others take what is free.
+"""Who is scheduled, and when: streams are reserved their blocks, the others take what is free.
 
-*Streams* (``Told.stream``) are let in while their promises fit into their share of the pool; the
-next one is refused. What they were promised and do not hold yet is not kept empty: others use it,
+*Streams* (``ServerFields.stream``) are let in while their reservations fit into their share of the
+pool; the next one is refused. What is reserved and not held yet is not kept empty: others use it,
 and give it back by vLLM's own preemption, which takes the last of ``running``, where streams come
 first. So a stream always gets its blocks, and is never preempted for another's sake.
 
@@ -23,18 +23,18 @@ from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.request import RequestStatus
 
+from vllm_sink.cache.stream_reservations import Reservation, StreamReservations
 from vllm_sink.config.admission import FLAGS, AdmissionConfig
-from vllm_sink.engine.stream_reservations import Promise, Promises
 from vllm_sink.engine.waiting_queue import WaitingRequests
 from vllm_sink.policy import StreamPolicy, cdiv
-from vllm_sink.requests.core_request import told_of
+from vllm_sink.requests.core_request import server_fields
 from vllm_sink.requests.refusal import Refusal, RefusedError
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.request import Request
 
-    from vllm_sink.engine.scheduler import StreamScheduling
+    from vllm_sink.engine.stream_scheduling import StreamScheduling
 
     class _Base(StreamScheduling):
         pass
@@ -61,7 +61,7 @@ class Admission(_Base):
     """Stands before ``StreamScheduling``, and decides what it schedules.
 
     Attributes:
-        promises: to streams.
+        reservations: to streams.
         waiting: vLLM's attribute.
     """
 
@@ -70,15 +70,15 @@ class Admission(_Base):
         self.admission = AdmissionConfig.from_config(self.vllm_config.additional_config)
         pool = self.kv_cache_manager.block_pool
         share = self.admission.stream_share
-        self.promises = Promises(
+        self.reservations = StreamReservations(
             pool_blocks=pool.get_num_free_blocks(),
             share=share,
             max_streams=self.admission.streams_of(self.scheduler_config.max_num_seqs),
             in_flight_tokens=self.vllm_config.max_in_flight_tokens,
             block_size=self.block_size,
         )
-        one = self._promise(self.kv_policy.default, 1, 1 << 62)
-        self.streams_that_fit = self.promises.streams_that_fit(one)
+        one = self._reservation(self.kv_policy.default, 1, 1 << 62)
+        self.streams_that_fit = self.reservations.streams_that_fit(one)
         self.waiting: WaitingRequests = WaitingRequests(
             self.policy, self._blocks_to_start, pool.get_num_free_blocks, self._may_start
         )
@@ -95,14 +95,16 @@ class Admission(_Base):
             one.blocks,
             self.block_size,
             self.streams_that_fit,
-            self.promises.most_blocks,
-            self.promises.pool_blocks,
+            self.reservations.max_blocks,
+            self.reservations.pool_blocks,
             FLAGS["stream_share"],
             share,
             self.kv_policy.provider,
         )
 
-    def _promise(self, kept: StreamPolicy, prompt_tokens: int, total_tokens: int) -> Promise:
+    def _reservation(
+        self, kept: StreamPolicy, prompt_tokens: int, total_tokens: int
+    ) -> Reservation:
         """What a stream may need.
 
         Args:
@@ -112,7 +114,7 @@ class Admission(_Base):
         """
         spec = self.manager.kv_cache_spec
         steps = cdiv(self.vllm_config.max_in_flight_tokens, self.max_num_scheduled_tokens)
-        return Promise(
+        return Reservation(
             # The bound has a block more than two tokens in flight need.
             spec.max_blocks(kept, max(1, steps - 1), total_tokens),
             max(0, prompt_tokens - kept.window_tokens),
@@ -122,43 +124,41 @@ class Admission(_Base):
 
     @override
     def add_request(self, request: Request) -> None:
-        told = told_of(request)
+        told = server_fields(request)
         if told.stream and request.request_id not in self.requests:
-            promise = self._promise_to(request)
-            if self.promises.fits(promise):
-                self.promises.give(request.request_id, promise)
+            reservation = self._reservation_of(request)
+            if self.reservations.fits(reservation):
+                self.reservations.reserve(request.request_id, reservation)
             elif told.served:
                 self.manager.counts.refused_streams += 1
-                raise RefusedError(self._full(promise))
+                raise RefusedError(self._full(reservation))
             if self.policy == SchedulingPolicy.PRIORITY:
                 request.priority += FIRST  # vLLM preempts the last by priority and arrival
         super().add_request(request)
 
-    def _promise_to(self, request: Request) -> Promise:
+    def _reservation_of(self, request: Request) -> Reservation:
         kept, total = self.bounds(request)
         known = self.manager.streams.get(request.request_id)
         held_back = known.waiting_tokens if known is not None else 0
-        return self._promise(kept, request.num_prompt_tokens + held_back, total)
+        return self._reservation(kept, request.num_prompt_tokens + held_back, total)
 
-    def _full(self, promise: Promise) -> Refusal:
-        promises = self.promises
-        if len(promises.held) >= promises.max_streams:
+    def _full(self, reservation: Reservation) -> Refusal:
+        reservations = self.reservations
+        live, share = len(reservations.held), f"{FLAGS['stream_share']} {reservations.share:g}"
+        if live >= reservations.max_streams:
             flag = (
-                FLAGS["max_streams"]
-                if self.admission.max_streams
-                else f"{FLAGS['stream_share']} {promises.share:g} of --max-num-seqs"
+                FLAGS["max_streams"] if self.admission.max_streams else f"{share} of --max-num-seqs"
             )
             full = (
-                f"{len(promises.held)} of at most {promises.max_streams} streams are live ({flag}; "
-                "each of a request's n answers is one)"
+                f"{live} of at most {reservations.max_streams} streams are live ({flag}; each of a "
+                "request's n answers is one)"
             )
         else:
             full = (
-                f"{len(promises.held)} streams are live and have {promises.blocks} KV blocks; this "
-                f"one needs {promise.blocks}, and "
-                f"{max(0, promises.most_blocks - promises.blocks)} of the {promises.most_blocks} "
-                f"for streams are free ({FLAGS['stream_share']} {promises.share:g} of "
-                f"{promises.pool_blocks})"
+                f"{live} streams are live and have {reservations.blocks} KV blocks; this one needs "
+                f"{reservation.blocks}, and {reservations.free_blocks} of the "
+                f"{reservations.max_blocks} for streams are free ({share} of "
+                f"{reservations.pool_blocks})"
             )
         return Refusal(
             HTTPStatus.TOO_MANY_REQUESTS,
@@ -179,18 +179,18 @@ class Admission(_Base):
             self._make_room_for_oldest(now)
         output = super().schedule(*args, **kwargs)
         self.waiting.end_step()
-        if any(told_of(self.requests[r.req_id]).stream for r in output.scheduled_new_reqs):
+        if any(server_fields(self.requests[r.req_id]).stream for r in output.scheduled_new_reqs):
             # vLLM preempts the last one.
-            self.running.sort(key=lambda request: not told_of(request).stream)
+            self.running.sort(key=lambda request: not server_fields(request).stream)
         return output
 
     def _may_start(self, request: Request) -> bool:
-        """Whether a stream's blocks are promised to it; from Python, streams wait for that."""
-        if request.request_id not in self.promises.held:
-            promise = self._promise_to(request)
-            if not self.promises.fits(promise):
+        """Whether a stream's blocks are reserved for it; from Python, streams wait for that."""
+        if request.request_id not in self.reservations.held:
+            reservation = self._reservation_of(request)
+            if not self.reservations.fits(reservation):
                 return False
-            self.promises.give(request.request_id, promise)
+            self.reservations.reserve(request.request_id, reservation)
         return True
 
     def _blocks_to_start(self, request: Request) -> int:
@@ -200,7 +200,7 @@ class Admission(_Base):
         """Tell those who have waited too long."""
         timeout = self.admission.queue_timeout
         waiting = len(self.waiting)
-        late = [r for r in self.waiting.expired(now - timeout) if told_of(r).served]
+        late = [r for r in self.waiting.expired(now - timeout) if server_fields(r).served]
         if not late:
             return
         self.finish_requests([r.request_id for r in late], RequestStatus.FINISHED_ERROR)
@@ -208,7 +208,7 @@ class Admission(_Base):
         for request in late:
             message = (
                 f"the request waited {timeout:g} seconds for KV blocks ({FLAGS['queue_timeout']}): "
-                f"{free} of {self.promises.pool_blocks} are free, {waiting} requests "
+                f"{free} of {self.reservations.pool_blocks} are free, {waiting} requests "
                 f"wait and {len(self.running)} run. Try again later or on another server"
             )
             refusal = Refusal(HTTPStatus.SERVICE_UNAVAILABLE, AFTER_WAITING, message)
@@ -216,7 +216,7 @@ class Admission(_Base):
             self.manager.counts.refused_waiting += 1
 
     def _make_room_for_stream(self, now: float) -> None:
-        """What was promised to the next stream is given back by those who use it."""
+        """What was reserved for the next stream is given back by those who use it."""
         stream = self.waiting.first_stream()
         if stream is None or len(self.running) >= self.max_num_active_reqs:
             return
@@ -242,7 +242,7 @@ class Admission(_Base):
             younger = [
                 other
                 for other in self.running
-                if not told_of(other).stream and other.arrival_time > request.arrival_time
+                if not server_fields(other).stream and other.arrival_time > request.arrival_time
             ]
             younger.sort(key=lambda other: other.arrival_time)
             if missing <= 0 or sum(map(self._own_blocks, younger)) < missing:
@@ -257,7 +257,7 @@ class Admission(_Base):
 
     def _victims(self) -> list[Request]:
         """Whom vLLM would preempt, one after the other."""
-        others = [r for r in self.running if not told_of(r).stream]
+        others = [r for r in self.running if not server_fields(r).stream]
         if self.policy == SchedulingPolicy.PRIORITY:
             return sorted(others, key=lambda r: (r.priority, r.arrival_time), reverse=True)
         return others[::-1]
@@ -288,32 +288,30 @@ class Admission(_Base):
     @override
     def _free_blocks(self, request: Request) -> None:
         super()._free_blocks(request)
-        self.promises.take_back(request.request_id)
+        self.reservations.release(request.request_id)
         if not self.requests:
             self.check_idle()
 
     def give_up(self, request_id: str) -> None:
         super().give_up(request_id)
-        self.promises.take_back(request_id)
+        self.reservations.release(request_id)
 
     def check_idle(self) -> None:
-        """With no request left, nothing is promised and nothing is held; else say so and mend it.
+        """With no request left, nothing is reserved and nothing is held; else say so and mend it.
 
         What a step in flight may still write is not free yet, where vLLM defers that.
         """
-        promises, pool = self.promises, self.kv_cache_manager.block_pool
-        kept = (promises.blocks, promises.prompt_excess)
+        reservations, pool = self.reservations, self.kv_cache_manager.block_pool
         deferred = sum(len(blocks) for _, blocks in getattr(self, "deferred_frees", ()))
-        lost = promises.pool_blocks - pool.get_num_free_blocks() - deferred
-        if not promises.held and kept == promises.summed() and not lost:
+        lost = reservations.pool_blocks - pool.get_num_free_blocks() - deferred
+        if not reservations.held and reservations.consistent and not lost:
             return
         logger.error(
-            "No request is left, and %d streams have promises of %d blocks (summed %d), %d blocks "
-            "are not free. This is a fault of vllm-sink; please report it",
-            len(promises.held),
-            promises.blocks,
-            promises.summed()[0],
+            "No request is left, and %d streams have reservations of %d blocks (summed %d), %d "
+            "blocks are not free. This is a fault of vllm-sink; please report it",
+            len(reservations.held),
+            reservations.blocks,
+            reservations.summed()[0],
             lost,
         )
-        promises.held.clear()
-        promises.blocks = promises.prompt_excess = 0
+        reservations.clear()

@@ -2,7 +2,8 @@
 
 Between two steps, when nothing of a stream is in flight: its evicted blocks leave the block list,
 their hashes and tokens leave the request, and every count of vLLM's is lowered by what left. A
-prompt that is longer than a segment is fed to vLLM by and by, at the same moments.
+prompt that is longer than a segment is fed to vLLM in pieces, at the same moments.
+``segment_phase.py`` has the states and what each allows.
 
 **A rolled stream that is preempted** cannot be computed again: its middle is gone. Admission
 reserves what it may need, so no other stream ever preempts it; where somebody does so by hand
@@ -13,7 +14,6 @@ positions and keys are those of that text, and nobody else's cache is touched.
 
 from __future__ import annotations
 
-from array import array
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from typing_extensions import override
@@ -22,13 +22,15 @@ from vllm.v1.core.sched.scheduler import Scheduler
 
 from vllm_sink.cache.manager import SinkWindowManager
 from vllm_sink.config.kv_policy import KVPolicy
+from vllm_sink.engine.segment_phase import SegmentPhase, phase_of
+from vllm_sink.engine.waiting_prompts import WaitingPrompts
 from vllm_sink.segments import (
-    BASE_FIELD,
-    OUTPUT_FIELD,
     Rollover,
     StepRollovers,
     base_of,
     full_at,
+    send_rollovers,
+    set_base,
 )
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ class RollingStreams(_Base):
     """The part of both schedulers that keeps streams within a segment.
 
     Attributes:
+        full: length, in bookkeeping tokens, at which a stream rolls.
         rollovers: how many there were.
         restarts: rolled streams that were preempted and started again from what they remember.
     """
@@ -58,8 +61,7 @@ class RollingStreams(_Base):
         self.full = full_at(self.max_model_len, self.block_size)
         self.rollovers = 0
         self.restarts = 0
-        # What a segment has no room for yet, of prompts that are longer.
-        self._rests: dict[str, array[int]] = {}
+        self._waiting_prompts = WaitingPrompts(self.full, self.hash_block_size)
         self._step = StepRollovers()
 
     def _rolls(self) -> bool:
@@ -82,15 +84,9 @@ class RollingStreams(_Base):
 
     def _hold_back(self, request: Request) -> None:
         """Keep what is too much of a prompt until the stream has room for it."""
-        if not self._rolls() or request.num_tokens <= self.full or not request.prompt_token_ids:
-            return
-        rest = array("i", request._all_token_ids[self.full :])
-        self._rests[request.request_id] = rest
-        self.manager.stream(request.request_id).waiting_tokens = len(rest)
-        del request._all_token_ids[self.full :]
-        request.prompt_token_ids = request.prompt_token_ids[: self.full]
-        request.num_prompt_tokens = self.full
-        del request.block_hashes[self.full // self.hash_block_size :]
+        if self._rolls() and request.num_tokens > self.full and request.prompt_token_ids:
+            waiting = self._waiting_prompts.hold_back(request)
+            self.manager.stream(request.request_id).waiting_tokens = waiting
 
     # -- a step -----------------------------------------------------------------------------------
 
@@ -100,52 +96,46 @@ class RollingStreams(_Base):
             # Hardly ever any, when vLLM schedules a step ahead: it is asked for every stream, at
             # every step, and what is in flight arrives first.
             for request in [r for r in self.running if not r.num_in_flight_tokens]:
-                if self._due(request):
+                if self._phase(request) is SegmentPhase.DUE:
                     self._roll(request)
         output = super().schedule(*args, **kwargs)
         for new in output.scheduled_new_reqs:
             if base := base_of(self.requests[new.req_id]):
                 self._step.bases[new.req_id] = base
-            if rest := self._rests.get(new.req_id):
-                self._count_prompt(self.requests[new.req_id], len(rest))
+            if waiting := self._waiting_prompts.count(new.req_id):
+                self._count_prompt(self.requests[new.req_id], waiting)
         if self._step:
-            setattr(output, OUTPUT_FIELD, self._step)
+            send_rollovers(output, self._step)
             self._step = StepRollovers()
         return output
 
+    def _phase(self, request: Request) -> SegmentPhase:
+        prompt_waits = request.request_id in self._waiting_prompts
+        return phase_of(request, self.full, prompt_waits, self.max_num_scheduled_tokens)
+
     @staticmethod
-    def _count_prompt(request: Request, more: int) -> None:
+    def _count_prompt(request: Request, waiting_tokens: int) -> None:
         """Statistics are of the whole prompt."""
         if request.prefill_stats is not None and not request.num_preemptions:
-            request.prefill_stats.num_prompt_tokens += more
-            request.prefill_stats.num_computed_tokens += more
-
-    def _due(self, request: Request) -> bool:
-        """Whether a stream rolls before this step; nothing of it is in flight."""
-        left = request.num_tokens - request.num_computed_tokens
-        if request.request_id in self._rests:
-            return left <= self.max_num_scheduled_tokens
-        # A prompt that just fits is computed first: somebody may have asked for its
-        # log-probabilities, and vLLM's worker counts them by its length.
-        return request.num_tokens >= self.full and left <= 1 <= request.num_output_tokens
+            request.prefill_stats.num_prompt_tokens += waiting_tokens
+            request.prefill_stats.num_computed_tokens += waiting_tokens
 
     @override
     def _reserve_prefill_lookahead(
         self, request: Request, num_computed_tokens: int, num_new_tokens: int
     ) -> int:
-        """How many tokens of a request this step may take: vLLM asks for every request.
-
-        Never the last token of a prompt of which more is to come, since vLLM would sample after it;
-        and none of a stream that must roll, until all that is in flight has arrived.
-        """
+        """vLLM asks here, for every request, how many tokens this step may take of it."""
         tokens = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
-        if num_computed_tokens < self.full - 1 and not self._rests:
-            return tokens
-        if request.request_id in self._rests:
+        if num_computed_tokens < self.full - 1 and not self._waiting_prompts:
+            return tokens  # FILLING
+        return self._allowed_tokens(request, num_computed_tokens, tokens)
+
+    def _allowed_tokens(self, request: Request, num_computed_tokens: int, tokens: int) -> int:
+        """Of ``tokens``, how many the phase of a stream allows."""
+        if request.request_id in self._waiting_prompts:  # FEEDING, or DUE and fed already
             return max(0, min(tokens, request.num_tokens - 1 - num_computed_tokens))
-        length = request.num_tokens + request.num_output_placeholders
-        drains = request.num_in_flight_tokens and num_computed_tokens >= length - 1 >= self.full - 1
-        return 0 if drains and self._rolls() else tokens
+        drains = self._rolls() and self._phase(request) is SegmentPhase.DRAINING
+        return 0 if drains else tokens
 
     # -- the rollover -----------------------------------------------------------------------------
 
@@ -157,7 +147,9 @@ class RollingStreams(_Base):
         a, b = first * self.block_size, end * self.block_size
         prompt_cut = min(b, request.num_prompt_tokens) - min(a, request.num_prompt_tokens)
         self._cut(request, a, b, prompt_cut)
-        fed = self._feed(request)
+        fed = self._waiting_prompts.feed(request)
+        if fed:
+            self.manager.feed(name, len(fed))
         if a == b and not fed:
             return
         self.rollovers += 1
@@ -196,25 +188,7 @@ class RollingStreams(_Base):
             params = params.clone()
             params.min_tokens = max(0, params.min_tokens - output_cut)
             request.sampling_params = params
-        setattr(request, BASE_FIELD, base_of(request) + b - a)
-
-    def _feed(self, request: Request) -> list[int]:
-        rest = self._rests.get(request.request_id)
-        if rest is None:
-            return []
-        fed = rest[: self.full - request.num_tokens].tolist()
-        if len(fed) == len(rest):
-            del self._rests[request.request_id]
-        else:
-            del rest[: len(fed)]
-        if fed:
-            assert request.prompt_token_ids is not None
-            request._all_token_ids.extend(fed)
-            request.prompt_token_ids = request.prompt_token_ids + fed
-            request.num_prompt_tokens += len(fed)
-            request.update_block_hashes()
-            self.manager.feed(request.request_id, len(fed))
-        return fed
+        set_base(request, base_of(request) + b - a)
 
     # -- a stream goes ----------------------------------------------------------------------------
 
@@ -236,15 +210,15 @@ class RollingStreams(_Base):
     @staticmethod
     def _forget(request: Request) -> None:
         """What is left is the stream's text from now on; its blocks are hashed as such."""
-        setattr(request, BASE_FIELD, 0)
+        set_base(request, 0)
         request.block_hashes.clear()
         request.update_block_hashes()
 
     @override
     def _free_blocks(self, request: Request) -> None:
         super()._free_blocks(request)
-        self.forget_rest(request.request_id)
+        self.forget_waiting_prompt(request.request_id)
 
-    def forget_rest(self, request_id: str) -> None:
+    def forget_waiting_prompt(self, request_id: str) -> None:
         """A stream ends before all of its prompt was fed."""
-        self._rests.pop(request_id, None)
+        self._waiting_prompts.forget(request_id)

@@ -1,93 +1,28 @@
-"""vLLM's schedulers with streams: every request's ``S`` and ``W`` reach its hashes and its
-blocks.
+"""vLLM's schedulers with streams, given to vLLM as ``scheduler_cls``, a public setting.
 
-Given to vLLM as ``scheduler_cls``, a public setting; nothing of the scheduling itself is replaced.
+Each class before vLLM's adds one thing, and sees what those after it do::
+
+    StreamReporting    statistics of what happens to streams
+    Admission          who is scheduled, and when
+    StreamScheduling   every request's S and W
+    RollingStreams     streams stay within a segment
+    Scheduler          vLLM's
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
-
-from typing_extensions import override
-from vllm.utils.hashing import get_hash_fn_by_name
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.request import RequestStatus
 
-from vllm_sink.cache.hashing import SinkBlockHashes, sink_block_hasher
-from vllm_sink.cache.manager import SinkWindowManager
-from vllm_sink.config.kv_policy import policy_of
+from vllm_sink.compat.install import install
 from vllm_sink.engine.admission import Admission
 from vllm_sink.engine.rollover import RollingStreams
+from vllm_sink.engine.stream_scheduling import StreamScheduling
 from vllm_sink.engine.stream_statistics import StreamReporting
-from vllm_sink.policy import StreamPolicy
-from vllm_sink.requests.core_request import install_in_core
-from vllm_sink.requests.options import stream_policy_of
-from vllm_sink.segments import ENDLESS_TOKENS
-from vllm_sink.vllm_fixes.zmq_notices import read_notices
 
-if TYPE_CHECKING:
-    from vllm.v1.request import Request
-
-    _Base: TypeAlias = Scheduler
-else:
-    _Base = object
-
-# vLLM imports this module with its scheduler, before it reads the first request.
-install_in_core()
-
-
-class StreamScheduling(_Base):
-    """The part that both schedulers get."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        read_notices()
-        found = policy_of(self.vllm_config)
-        assert found is not None, "this scheduler belongs to engines with a policy"
-        self.kv_policy = found
-        self._hash_fn = get_hash_fn_by_name(self.cache_config.prefix_caching_hash_algo)
-        (manager,) = self.kv_cache_manager.coordinator.single_type_managers
-        assert isinstance(manager, SinkWindowManager)
-        self.manager = manager
-        manager.max_in_flight_tokens = self.vllm_config.max_in_flight_tokens
-
-    @override
-    def add_request(self, request: Request) -> None:
-        if request.request_id not in self.requests:
-            self._open(request)
-        super().add_request(request)
-
-    def bounds(self, request: Request) -> tuple[StreamPolicy, int]:
-        """What a request keeps, and the most tokens that it can have."""
-        kept = stream_policy_of(request.sampling_params, self.kv_policy.default)
-        limit = self.kv_policy.stream_tokens or ENDLESS_TOKENS
-        return kept, min(request.num_prompt_tokens + request.max_tokens, limit)
-
-    def _open(self, request: Request) -> None:
-        default = self.kv_policy.default
-        kept, _ = self.bounds(request)
-        self.manager.open_stream(request.request_id, kept)
-        if kept != default and request._block_hasher is not None:
-            shared = min(kept.sees_everything_below, default.sees_everything_below)
-            request.block_hashes = SinkBlockHashes(kept)
-            request._block_hasher = sink_block_hasher(
-                self.hash_block_size, self._hash_fn, kept, shared
-            )
-            request.update_block_hashes()
-
-    @override
-    def _free_blocks(self, request: Request) -> None:
-        super()._free_blocks(request)
-        self.manager.close_stream(request.request_id)
-
-    def give_up(self, request_id: str) -> None:
-        """Forget a request that could not be added: nothing of it may stay."""
-        request = self.requests.get(request_id)
-        if request is not None:  # vLLM has it, so it ends as any other
-            self.finish_requests(request_id, RequestStatus.FINISHED_ABORTED)
-        self.forget_rest(request_id)
-        self.manager.close_stream(request_id)
+# vLLM imports this module with its scheduler, before it reads the first request and before any
+# encoder of statistics is made.
+install("engine core")
 
 
 class SinkScheduler(StreamReporting, Admission, StreamScheduling, RollingStreams, Scheduler):

@@ -10,8 +10,7 @@ from typing_extensions import override
 from vllm_sink import compat
 from vllm_sink.config.tenancy import TenancyConfig
 from vllm_sink.metrics.collector import StreamCollector
-from vllm_sink.metrics.messages import StreamStats
-from vllm_sink.requests.core_request import told_of
+from vllm_sink.requests.core_request import server_fields
 from vllm_sink.segments import base_of
 from vllm_sink.tenancy.labels import Labels
 
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
         pass
 else:
     _Base: TypeAlias = object
-
-# Before any encoder is made: the engine core imports this module with its scheduler.
-compat.add_scheduler_stats(StreamStats)
 
 
 class StreamReporting(_Base):
@@ -47,7 +43,7 @@ class StreamReporting(_Base):
         self.statistics = StreamCollector(
             self.manager,
             self.kv_policy.native,
-            self.promises,
+            self.reservations,
             self.streams_that_fit,
             Labels(config.max_tenants, config.plain_names) if config.on else None,
         )
@@ -55,14 +51,14 @@ class StreamReporting(_Base):
     @override
     def add_request(self, request: Request) -> None:
         if self.statistics is not None and request.request_id not in self.requests:
-            self.statistics.opened(request.request_id, told_of(request).tenant)
+            self.statistics.opened(request.request_id, server_fields(request).tenant)
         super().add_request(request)
 
     @override
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
         super()._preempt_request(request, *args, **kwargs)
         if self.statistics is not None:
-            self.statistics.preempted(request.request_id, told_of(request).stream)
+            self.statistics.preempted(request.request_id, server_fields(request).stream)
 
     def _roll(self, request: Request) -> None:
         if self.statistics is None:

@@ -29,7 +29,7 @@ from itertools import count
 from vllm.v1.core.sched.request_queue import RequestQueue, SchedulingPolicy
 from vllm.v1.request import Request, RequestStatus
 
-from vllm_sink.requests.core_request import told_of
+from vllm_sink.requests.core_request import server_fields
 
 _STREAM, _ORDINARY = range(2)
 
@@ -239,7 +239,7 @@ class WaitingRequests(RequestQueue):
     # -- come and go ------------------------------------------------------------------------------
 
     def add_request(self, request: Request) -> None:
-        told, blocks = told_of(request), self._blocks(request)
+        told, blocks = server_fields(request), self._blocks(request)
         if told.stream:
             rank: tuple[float, ...] = (_STREAM, self._priority(request), next(self._numbers))
         elif request.status == RequestStatus.PREEMPTED:

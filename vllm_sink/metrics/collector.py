@@ -19,7 +19,7 @@ from vllm_sink.metrics.messages import StreamStats, TenantStats
 
 if TYPE_CHECKING:
     from vllm_sink.cache.manager import SinkWindowManager, Stream
-    from vllm_sink.engine.stream_reservations import Promises
+    from vllm_sink.cache.stream_reservations import StreamReservations
     from vllm_sink.tenancy.labels import Labels
 
 #: Seconds between two messages of a busy engine.
@@ -56,7 +56,7 @@ class StreamCollector:
     Args:
         manager: of the blocks.
         native_context: positions that the model has learned.
-        promises: to streams.
+        reservations: to streams.
         streams_that_fit: streams with the engine's own ``S`` that there can be.
         tenants: chooses labels, None while they are off.
     """
@@ -65,13 +65,13 @@ class StreamCollector:
         self,
         manager: SinkWindowManager,
         native_context: int,
-        promises: Promises,
+        reservations: StreamReservations,
         streams_that_fit: int,
         tenants: Labels | None = None,
     ) -> None:
         self._manager = manager
         self._native = native_context
-        self._promises = promises
+        self._reservations = reservations
         self._tenants = tenants
         self._pool_blocks = manager.block_pool.num_gpu_blocks - 1  # without the null block
         self._known: dict[str, _Known] = {}
@@ -104,14 +104,14 @@ class StreamCollector:
         known.admissions += 1
         known.computed_tokens = known.evicted_tokens = 0
 
-    def preempted(self, request_id: str, promised: bool) -> None:
+    def preempted(self, request_id: str, reserved: bool) -> None:
         """A request lost its blocks and will be computed again, from what vLLM's lists hold.
 
         Args:
             request_id: the request's.
-            promised: they were promised to it, so that counts; vLLM counts the others.
+            reserved: they were reserved for it, so that counts; vLLM counts the others.
         """
-        self._pending.preemptions += promised
+        self._pending.preemptions += reserved
         if (known := self._known.get(request_id)) is not None:
             known.rolled_tokens = 0
 
@@ -177,7 +177,7 @@ class StreamCollector:
         manager = self._manager
         size = manager.block_size
         pinned: set[int] = set()
-        in_windows = windows = held_of_promised = 0
+        in_windows = windows = held_of_reserved = 0
         for request_id, stream in manager.streams.items():
             known = self._known.get(request_id)
             if known is None or not stream.admitted:
@@ -191,15 +191,15 @@ class StreamCollector:
             blocks = manager.req_to_blocks.get(request_id, ())
             first = policy.sink_blocks(stream.kept.sink_tokens, size)
             pinned.update(block.block_id for block in blocks[:first])
-            if request_id in self._promises.held:
-                held_of_promised += stream.held
+            if request_id in self._reservations.held:
+                held_of_reserved += stream.held
             if known.tenant is not None:
                 tenant = stats.tenants[known.tenant]
                 tenant.streams += 1
                 tenant.blocks += stream.held
         stats.sink_blocks = len(pinned)
-        stats.promised_streams = len(self._promises.held)
-        stats.reserved_blocks = max(0, self._promises.blocks - held_of_promised)
+        stats.promised_streams = len(self._reservations.held)
+        stats.reserved_blocks = max(0, self._reservations.blocks - held_of_reserved)
         if stats.streams:
             stats.window_occupancy = in_windows / windows
 

@@ -21,24 +21,19 @@ from vllm_sink.metrics.export import SinkStatLogger, ray_logger
 logger = init_logger("vllm.sink")
 
 
-def with_stream_metrics(init: Callable[..., None]) -> Callable[..., None]:
+def add_stat_logger(init: Callable[..., None], engine: Any, *args: Any, **kwargs: Any) -> None:
     """``__init__`` of an engine's front end that also exports the streams' statistics."""
-    signature = inspect.signature(init)
-
-    def start(self: Any, *args: Any, **kwargs: Any) -> None:
-        call = signature.bind(self, *args, **kwargs)
-        if policy_of(call.arguments["vllm_config"]) is not None:
-            if call.arguments["log_stats"]:
-                given = list(call.arguments.get("stat_loggers") or [])
-                call.arguments["stat_loggers"] = [*given, _logger_beside(given)]
-            elif _serves(self):
-                logger.warning(
-                    "--disable-log-stats: /metrics has no vllm_sink_* metrics, and none of vLLM's "
-                    "own. Start without the flag to see streams, blocks and churn"
-                )
-        init(*call.args, **call.kwargs)
-
-    return start
+    call = inspect.signature(init).bind(*args, **kwargs)
+    if policy_of(call.arguments["vllm_config"]) is not None:
+        if call.arguments["log_stats"]:
+            given = list(call.arguments.get("stat_loggers") or [])
+            call.arguments["stat_loggers"] = [*given, _logger_beside(given)]
+        elif _serves(engine):
+            logger.warning(
+                "--disable-log-stats: /metrics has no vllm_sink_* metrics, and none of vLLM's "
+                "own. Start without the flag to see streams, blocks and churn"
+            )
+    init(*call.args, **call.kwargs)
 
 
 def _serves(engine: Any) -> bool:

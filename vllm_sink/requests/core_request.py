@@ -2,7 +2,7 @@
 
 A client can write ``SamplingParams.extra_args``, so nothing that the server decides travels there:
 the request that goes to the engine core (``vllm/v1/engine/__init__.py``) has more fields, which
-only the door sets. msgspec checks their types where they are decoded.
+only ``checks.py`` sets. msgspec checks their types where they are decoded.
 """
 
 from __future__ import annotations
@@ -14,18 +14,14 @@ from typing import Any
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.request import Request
 
-from vllm_sink import compat
+from vllm_sink.compat.attached import Attached
 from vllm_sink.config.sections import require_int
 from vllm_sink.policy import StreamPolicy
 from vllm_sink.requests.options import SINK_TOKENS, WINDOW_TOKENS, stream_policy_of
-from vllm_sink.vllm_fixes.add_request_isolation import ending_one
-
-#: The attribute of vLLM's ``Request`` that holds what the server says of it.
-_TOLD = "sink_told"
 
 
 @dataclass(frozen=True)
-class Told:
+class ServerFields:
     """What the server says of a request.
 
     Attributes:
@@ -42,7 +38,7 @@ class Told:
 
 
 class SinkRequest(EngineCoreRequest, kw_only=True):  # type: ignore[call-arg]
-    """vLLM's request with what the server says of it: the fields of :class:`Told`."""
+    """vLLM's request with what the server says of it: the fields of :class:`ServerFields`."""
 
     tenant: str | None = None
     stream: bool = False
@@ -57,39 +53,28 @@ def seal(request: EngineCoreRequest) -> SinkRequest:
     return SinkRequest(**{name: getattr(request, name) for name in fields})
 
 
-_NOTHING = Told()
+#: On vLLM's ``Request``.
+_FIELDS = Attached("sink_server_fields", ServerFields())
 
 
-def told_of(request: Request) -> Told:
-    """What the server said of a request in the scheduler."""
-    told: Told = getattr(request, _TOLD, _NOTHING)
-    return told
+def server_fields(request: Request) -> ServerFields:
+    """What the server says of a request in the scheduler."""
+    return _FIELDS.get(request)
 
 
-def install_in_core() -> None:
-    """Let this process's engine core read the fields.
+def carry_server_fields(
+    make: Callable[..., Request], cls: type, request: EngineCoreRequest, *args: Any, **kwargs: Any
+) -> Request:
+    """``Request.from_engine_core_request`` that keeps the server's fields.
 
     vLLM decodes requests in a thread of its own (``EngineCoreProc.process_input_sockets``) and
     answers an error there to the one client whose request it is; so what the scheduler reads of a
     request is looked at here.
     """
-    from vllm.v1.engine.core import EngineCore
-
-    compat.set_core_request(SinkRequest)
-    compat.wrap(Request, "from_engine_core_request", carrying)
-    compat.wrap(EngineCore, "add_request", ending_one)
-
-
-def carrying(make: Callable[..., Request]) -> Callable[..., Request]:
-    """``Request.from_engine_core_request`` that keeps the server's fields."""
-
-    def made(cls: type, request: EngineCoreRequest, *args: Any, **kwargs: Any) -> Request:
-        result = make(cls, request, *args, **kwargs)
-        kept = stream_policy_of(request.sampling_params, StreamPolicy(0, 1))
-        require_int(SINK_TOKENS, kept.sink_tokens, 0)
-        require_int(WINDOW_TOKENS, kept.window_tokens, 1)
-        if isinstance(request, SinkRequest):
-            setattr(result, _TOLD, Told(request.tenant, request.stream, request.served))
-        return result
-
+    made = make(request, *args, **kwargs)
+    kept = stream_policy_of(request.sampling_params, StreamPolicy(0, 1))
+    require_int(SINK_TOKENS, kept.sink_tokens, 0)
+    require_int(WINDOW_TOKENS, kept.window_tokens, 1)
+    if isinstance(request, SinkRequest):
+        _FIELDS.set(made, ServerFields(request.tenant, request.stream, request.served))
     return made

@@ -16,6 +16,7 @@ __all__ = [
     "OPTIONS",
     "SINK_TOKENS",
     "SYSTEM",
+    "SYSTEM_TOKENS",
     "WINDOW_TOKENS",
     "refuse_unknown",
     "stream_policy_of",
@@ -26,6 +27,10 @@ SINK_TOKENS = "sink_tokens"
 
 #: Another: its own window.
 WINDOW_TOKENS = "window_tokens"
+
+#: The key of a rendered prompt that holds the length of its system message, set by the renderer's
+#: wrapper (``vllm_sink/serving/system_prompt.py``).
+SYSTEM_TOKENS = "sink_system_tokens"
 
 #: Another: the request is a stream; no length ends it but its own ``max_tokens``.
 ENDLESS = "endless"

@@ -13,50 +13,51 @@ from typing import Any
 
 from vllm.exceptions import GracefulHTTPError
 
-from vllm_sink.requests.client_request import CALLER, Caller
+from vllm_sink.client_request import CLIENT_REQUEST, ClientRequest
+from vllm_sink.compat.attached import Attached
 from vllm_sink.requests.refusal import Refusal
 
-#: The attribute of vLLM's ``RequestOutputCollector`` that holds who waits for it.
-_CALLER = "sink_caller"
+#: On vLLM's ``RequestOutputCollector``: who waits for it.
+_CLIENT: Attached[ClientRequest | None] = Attached("sink_client_request", None)
 
 
-def remembering(add_request: Callable[..., None]) -> Callable[..., None]:
-    """``OutputProcessor.add_request``: this task's caller waits for what comes in the queue."""
-
-    def add(self: Any, request: Any, *args: Any, **kwargs: Any) -> None:
-        add_request(self, request, *args, **kwargs)
-        caller = CALLER.get(None)
-        state = self.request_states.get(request.request_id)
-        if caller is not None and state is not None and state.queue is not None:
-            setattr(state.queue, _CALLER, caller)
-
-    return add
+def remember_client(
+    add_request: Callable[..., None], processor: Any, request: Any, *args: Any, **kwargs: Any
+) -> None:
+    """``OutputProcessor.add_request``: this task's client waits for what comes in the queue."""
+    add_request(request, *args, **kwargs)
+    client = CLIENT_REQUEST.get(None)
+    state = processor.request_states.get(request.request_id)
+    if client is not None and state is not None and state.queue is not None:
+        _CLIENT.set(state.queue, client)
 
 
-def with_refusals(process_outputs: Callable[..., Any]) -> Callable[..., Any]:
-    """``OutputProcessor.process_outputs`` that hands refusals on."""
-
-    def process(self: Any, engine_core_outputs: Any, *args: Any, **kwargs: Any) -> Any:
-        refused = [
-            (output, refusal)
-            for output in engine_core_outputs
-            if output.stop_reason is not None and (refusal := Refusal.of(output)) is not None
-        ]
-        to_abort = []
-        for output, refusal in refused:
-            engine_core_outputs.remove(output)
-            to_abort += _end(self, output.request_id, refusal)
-        for output in engine_core_outputs:
-            state = self.request_states.get(output.request_id)
-            if state is not None and state.is_prefilling:  # its first output
-                caller: Caller | None = getattr(state.queue, _CALLER, None)
-                if caller is not None:
-                    caller.answered()
-        processed = process_outputs(self, engine_core_outputs, *args, **kwargs)
-        processed.reqs_to_abort.extend(to_abort)
-        return processed
-
-    return process
+def raise_refusals(
+    process_outputs: Callable[..., Any],
+    processor: Any,
+    engine_core_outputs: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """``OutputProcessor.process_outputs``: a refusal becomes an exception in the client's task."""
+    refused = [
+        (output, refusal)
+        for output in engine_core_outputs
+        if output.stop_reason is not None and (refusal := Refusal.of(output)) is not None
+    ]
+    to_abort = []
+    for output, refusal in refused:
+        engine_core_outputs.remove(output)
+        to_abort += _end(processor, output.request_id, refusal)
+    for output in engine_core_outputs:
+        state = processor.request_states.get(output.request_id)
+        if state is not None and state.is_prefilling:  # its first output
+            client = _CLIENT.get(state.queue)
+            if client is not None:
+                client.answered()
+    processed = process_outputs(engine_core_outputs, *args, **kwargs)
+    processed.reqs_to_abort.extend(to_abort)
+    return processed
 
 
 def _end(processor: Any, request_id: str, refusal: Refusal) -> list[str]:
@@ -70,8 +71,8 @@ def _end(processor: Any, request_id: str, refusal: Refusal) -> list[str]:
     family = [request_id] if state.parent_req is None else [*state.parent_req.child_requests]
     aborted: list[str] = processor.abort_requests(family, internal=True)
     if queue is not None:
-        caller: Caller | None = getattr(queue, _CALLER, None)
-        if caller is not None:
-            caller.refuse(error)
+        client = _CLIENT.get(queue)
+        if client is not None:
+            client.refuse(error)
         queue.put(error)
     return [name for name in aborted if name != request_id]

@@ -107,21 +107,17 @@ def grace(timeout: float) -> float:
     return max(0.0, timeout - min(MARGIN, timeout / 3))
 
 
-def with_drain(shutdown: Callable[..., None]) -> Callable[..., None]:
+def drain_first(shutdown: Callable[..., None], engine: Any, timeout: float | None = None) -> None:
     """``AsyncLLM.shutdown``, which vLLM's server calls on SIGTERM, that drains first."""
-
-    def drained(self: Any, timeout: float | None = None) -> None:
-        began = time.monotonic()
-        if not _on_event_loop():  # there it is the last clearing up, and no response could end
-            drain = drain_of(self)
-            drain.begin(grace(timeout or 0.0))
-            drain.wait_until_idle((timeout or 0.0) + 1.0)
-        if timeout:
-            # Zero would mean "abort"; there is nothing left to abort.
-            timeout = max(1.0, timeout - (time.monotonic() - began))
-        shutdown(self, timeout)
-
-    return drained
+    began = time.monotonic()
+    if not _on_event_loop():  # there it is the last clearing up, and no response could end
+        drain = drain_of(engine)
+        drain.begin(grace(timeout or 0.0))
+        drain.wait_until_idle((timeout or 0.0) + 1.0)
+    if timeout:
+        # Zero would mean "abort"; there is nothing left to abort.
+        timeout = max(1.0, timeout - (time.monotonic() - began))
+    shutdown(timeout)
 
 
 def _on_event_loop() -> bool:

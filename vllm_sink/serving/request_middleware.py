@@ -1,9 +1,9 @@
-"""The caller of each HTTP request, kept at hand for the door, and the door's refusals as statuses.
+"""The HTTP request that a task answers, kept for its checks; refusals become statuses.
 
 A streamed answer begins before its request reaches the engine: its status is 200 by then, and a
 refusal would be an event in its body. An event stream is held until the engine core has said
 something of it, also where the route has events of its own before that (Responses); what is refused
-until then, by the door, by the engine core, or because it waited too long, is answered with its own
+until then, by checks, by the engine core, or because it waited too long, is answered with its own
 status. (With ``--sse-keep-alive-interval``, until the first comment.)
 """
 
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from vllm_sink.requests.client_request import CALLER, Caller
+from vllm_sink.client_request import CLIENT_REQUEST, ClientRequest
 
 _Message = dict[str, Any]
 _Send = Callable[[_Message], Awaitable[None]]
@@ -23,8 +23,8 @@ _Receive = Callable[[], Awaitable[_Message]]
 _App = Callable[[_Message, _Receive, _Send], Awaitable[None]]
 
 
-class CallerMiddleware:
-    """ASGI: one :class:`~vllm_sink.requests.client_request.Caller` for each request."""
+class RequestMiddleware:
+    """ASGI: one :class:`~vllm_sink.client_request.ClientRequest` for each request."""
 
     def __init__(self, app: _App) -> None:
         self.app = app
@@ -33,8 +33,8 @@ class CallerMiddleware:
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        caller = Caller(scope["headers"])
-        CALLER.set(caller)
+        client = ClientRequest(scope["headers"])
+        CLIENT_REQUEST.set(client)
         if scope["type"] == "websocket":
             await self.app(scope, receive, send)
             return
@@ -42,10 +42,10 @@ class CallerMiddleware:
         async def tee() -> _Message:
             message = await receive()
             if message["type"] == "http.request" and scope["method"] == "POST":
-                caller.receive(message.get("body", b""))
+                client.receive(message.get("body", b""))
             return message
 
-        await self.app(scope, tee, _HeldResponse(scope, send, caller).send)
+        await self.app(scope, tee, _HeldResponse(scope, send, client).send)
 
 
 class _HeldResponse:
@@ -57,10 +57,10 @@ class _HeldResponse:
                                       └─ refused ──> status and error; the app's own is dropped
     """
 
-    def __init__(self, scope: _Message, send: _Send, caller: Caller) -> None:
+    def __init__(self, scope: _Message, send: _Send, client: ClientRequest) -> None:
         self._scope = scope
         self._send = send
-        self._caller = caller
+        self._client = client
         self._held: list[_Message] = []
         self._holding = False
         self._dropping = False
@@ -75,7 +75,7 @@ class _HeldResponse:
                 self._holding = True
                 self._held = [message]
                 # Its callback may be called by another task, while this one waits for tokens.
-                self._caller.on_settled(self._release_soon)
+                self._client.on_settled(self._release_soon)
                 return
             if self._holding:
                 self._held.append(message)
@@ -83,7 +83,7 @@ class _HeldResponse:
                 # A comment that keeps the connection alive (--sse-keep-alive-interval) must go out
                 # now; what is refused at once has been refused long before the first one.
                 comment = message.get("body", b"").startswith(b":")
-                if self._caller.settled or last or comment:
+                if self._client.settled or last or comment:
                     await self._let_go()
                 return
             if message["type"] == "http.response.start":
@@ -96,7 +96,7 @@ class _HeldResponse:
         if start["status"] in (429, 503) and not any(
             n.lower() == b"retry-after" for n, _ in headers
         ):
-            seconds = getattr(self._caller.refusal, "retry_after", 1)
+            seconds = getattr(self._client.refusal, "retry_after", 1)
             headers.append((b"retry-after", str(seconds).encode()))
         return headers
 
@@ -117,15 +117,15 @@ class _HeldResponse:
     async def _release_now(self) -> None:
         async with self._lock:
             # Until there is something to tell, it can have another status.
-            if self._holding and (self._caller.refusal is not None or len(self._held) > 1):
+            if self._holding and (self._client.refusal is not None or len(self._held) > 1):
                 await self._let_go()
 
     async def _let_go(self) -> None:
         self._holding = False
         held, self._held = self._held, []
-        if self._caller.refusal is not None:
+        if self._client.refusal is not None:
             self._dropping = True
-            held = self._refused(self._caller.refusal)
+            held = self._refused(self._client.refusal)
         for message in held:
             await self._send(message)
 
@@ -151,8 +151,8 @@ class _HeldResponse:
         ]
 
 
-def from_request(headers: dict[str, str], request: Any) -> Caller:
-    """The caller where requests do not come as ASGI: in a replica of Ray's.
+def from_request(headers: dict[str, str], request: Any) -> ClientRequest:
+    """The client where requests do not come as ASGI: in a replica of Ray's.
 
     Args:
         headers: as Ray hands them on.
@@ -161,4 +161,4 @@ def from_request(headers: dict[str, str], request: Any) -> Caller:
     large = {"messages", "prompt", "input", "token_ids"}
     fields = json.loads(request.model_dump_json(exclude_unset=True, exclude=large))
     encoded = [(k.lower().encode("latin-1"), v.encode("latin-1")) for k, v in headers.items()]
-    return Caller(encoded, fields)
+    return ClientRequest(encoded, fields)

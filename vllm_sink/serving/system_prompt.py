@@ -13,10 +13,9 @@ from typing import Any
 from vllm.exceptions import VLLMValidationError
 from vllm.logger import init_logger
 
+from vllm_sink.client_request import CLIENT_REQUEST
 from vllm_sink.config.kv_policy import policy_of
-from vllm_sink.requests.checks import SYSTEM_TOKENS
-from vllm_sink.requests.client_request import CALLER
-from vllm_sink.requests.options import SINK_TOKENS, SYSTEM
+from vllm_sink.requests.options import SINK_TOKENS, SYSTEM, SYSTEM_TOKENS
 
 logger = init_logger("vllm.sink")
 
@@ -30,47 +29,50 @@ _PROBES = ("a", "1")
 _ALONE = {"add_generation_prompt": False, "continue_final_message": False}
 
 
-def with_system_tokens(preprocess_chat: Callable[..., Any]) -> Callable[..., Any]:
-    """``preprocess_chat`` that counts the leading system message, where somebody may pin it.
+async def count_system_tokens(
+    preprocess_chat: Callable[..., Any],
+    renderer: Any,
+    request: Any,
+    messages: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """``preprocess_chat``: counts the leading system message, where somebody may pin it.
 
-    The number goes to the door beside the tokens (``SYSTEM_TOKENS``), and with the caller, since
+    The number travels beside the tokens (``SYSTEM_TOKENS``), and with the client's request, because
     beam search makes prompts of its own.
     """
-
-    async def render(self: Any, request: Any, messages: Any, *args: Any, **kwargs: Any) -> Any:
-        rendered = await preprocess_chat(self, request, messages, *args, **kwargs)
-        kv_policy = policy_of(self.renderer.config)
-        if kv_policy is None:
-            return rendered
-        caller = CALLER.get(None)
-        written = (getattr(request, "vllm_xargs", None) or {}) if caller is None else caller.options
-        wanted = written.get(SINK_TOKENS, SYSTEM if kv_policy.pins_system else None)
-        if wanted != SYSTEM:
-            return rendered
-        leading = _leading(messages)
-        if not leading:
-            if SINK_TOKENS not in written:
-                return rendered
-            raise VLLMValidationError(
-                f"{SINK_TOKENS}: {SYSTEM!r} is not allowed without a leading system message; "
-                "allowed: a number of tokens, or a conversation that begins with a system message",
-                parameter=SINK_TOKENS,
-                value=SYSTEM,
-            )
-
-        async def tokens_of(shown: list[Any]) -> Sequence[int]:
-            _, (alone,) = await preprocess_chat(self, _copy(request), shown, *args, **kwargs)
-            tokens: Sequence[int] = alone["prompt_token_ids"]
-            return tokens
-
-        _, (prompt,) = rendered
-        shared = await _shared(tokens_of, messages[:leading])
-        prompt[SYSTEM_TOKENS] = _common(prompt["prompt_token_ids"], shared)
-        if caller is not None:
-            caller.system_tokens = prompt[SYSTEM_TOKENS]
+    rendered = await preprocess_chat(request, messages, *args, **kwargs)
+    kv_policy = policy_of(renderer.renderer.config)
+    if kv_policy is None:
         return rendered
+    client = CLIENT_REQUEST.get(None)
+    written = (getattr(request, "vllm_xargs", None) or {}) if client is None else client.options
+    wanted = written.get(SINK_TOKENS, SYSTEM if kv_policy.pins_system else None)
+    if wanted != SYSTEM:
+        return rendered
+    leading = _leading(messages)
+    if not leading:
+        if SINK_TOKENS not in written:
+            return rendered
+        raise VLLMValidationError(
+            f"{SINK_TOKENS}: {SYSTEM!r} is not allowed without a leading system message; "
+            "allowed: a number of tokens, or a conversation that begins with a system message",
+            parameter=SINK_TOKENS,
+            value=SYSTEM,
+        )
 
-    return render
+    async def tokens_of(shown: list[Any]) -> Sequence[int]:
+        _, (alone,) = await preprocess_chat(_copy(request), shown, *args, **kwargs)
+        tokens: Sequence[int] = alone["prompt_token_ids"]
+        return tokens
+
+    _, (prompt,) = rendered
+    shared = await _shared(tokens_of, messages[:leading])
+    prompt[SYSTEM_TOKENS] = _common(prompt["prompt_token_ids"], shared)
+    if client is not None:
+        client.system_tokens = prompt[SYSTEM_TOKENS]
+    return rendered
 
 
 async def _shared(tokens_of: Callable[..., Any], system: list[Any]) -> Sequence[int]:

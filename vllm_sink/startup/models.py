@@ -14,7 +14,6 @@ from vllm_sink import segments
 from vllm_sink.attention.providers import Traits
 from vllm_sink.config.kv_policy import KVPolicy
 from vllm_sink.errors import PolicyError, UnsupportedError
-from vllm_sink.startup import features
 
 #: Architectures that tests/e2e/test_architectures.py holds against the reference, token by token.
 MODELS = {
@@ -189,12 +188,3 @@ def traits(vllm_config: Any, model: Model) -> Traits:
         alibi=model.positions == "ALiBi",
         soft_cap=bool(getattr(config.hf_text_config, "attn_logit_softcapping", None)),
     )
-
-
-def refuse_features(vllm_config: Any) -> None:
-    """Refuse the settings that the policy does not hold for: rows of the table of features.
-
-    Raises:
-        UnsupportedError: naming the flag and the reason.
-    """
-    features.refuse_config(vllm_config)

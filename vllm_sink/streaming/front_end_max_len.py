@@ -13,6 +13,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+from vllm_sink.compat.attached import Attached
 from vllm_sink.config.kv_policy import KVPolicy, policy_of
 
 #: The length of a request that has no limit, as the front end is told: the largest integer that
@@ -20,8 +21,8 @@ from vllm_sink.config.kv_policy import KVPolicy, policy_of
 #: engine is told in its place is settled with the request's other parameters.
 UNLIMITED = (1 << 53) - 1
 
-#: The attribute of the front end's ``ModelConfig`` that says what clients are told instead.
-_ADVERTISED = "sink_context"
+#: On the front end's ``ModelConfig``: the length that clients are told instead.
+_CONTEXT: Attached[int | None] = Attached("sink_context", None)
 
 
 def longest(kv_policy: KVPolicy) -> int:
@@ -29,41 +30,34 @@ def longest(kv_policy: KVPolicy) -> int:
     return kv_policy.stream_tokens or UNLIMITED
 
 
-def with_stream_length(init: Callable[..., None]) -> Callable[..., None]:
+def separate_front_end_config(
+    init: Callable[..., None], engine: Any, *args: Any, **kwargs: Any
+) -> None:
     """``__init__`` of an engine's front (``AsyncLLM``, ``LLMEngine``) that knows streams."""
-
-    def initialise(self: Any, *args: Any, **kwargs: Any) -> None:
-        init(self, *args, **kwargs)
-        kv_policy = policy_of(self.vllm_config)
-        if kv_policy is None:
-            return
-        config = copy.copy(self.vllm_config)
-        config.model_config = copy.copy(config.model_config)
-        config.model_config.max_model_len = longest(kv_policy)
-        context = min(kv_policy.native, longest(kv_policy))
-        setattr(config.model_config, _ADVERTISED, context)
-        self.vllm_config, self.model_config = config, config.model_config
-        for part in (self.input_processor, self.renderer, self.input_processor.renderer):
-            part.model_config = config.model_config
-        self.input_processor.vllm_config = config
-
-    return initialise
+    init(*args, **kwargs)
+    kv_policy = policy_of(engine.vllm_config)
+    if kv_policy is None:
+        return
+    config = copy.copy(engine.vllm_config)
+    config.model_config = copy.copy(config.model_config)
+    config.model_config.max_model_len = longest(kv_policy)
+    _CONTEXT.set(config.model_config, min(kv_policy.native, longest(kv_policy)))
+    engine.vllm_config, engine.model_config = config, config.model_config
+    for part in (engine.input_processor, engine.renderer, engine.input_processor.renderer):
+        part.model_config = config.model_config
+    engine.input_processor.vllm_config = config
 
 
-def with_context_named(respond: Callable[..., Any]) -> Callable[..., Any]:
+async def name_context(respond: Callable[..., Any], serving: Any, *args: Any, **kwargs: Any) -> Any:
     """A response with ``max_model_len``, where a client finds how long a request may be.
 
     Clients count what is left of it, or cut their history to it: they are told where a request ends
     that does not ask for more.
     """
-
-    async def named(self: Any, *args: Any, **kwargs: Any) -> Any:
-        response = await respond(self, *args, **kwargs)
-        length = getattr(self.model_config, _ADVERTISED, None)
-        if length is not None:
-            for part in [response, *getattr(response, "data", ())]:
-                if getattr(part, "max_model_len", None) is not None:
-                    part.max_model_len = length
-        return response
-
-    return named
+    response = await respond(*args, **kwargs)
+    context = _CONTEXT.get(serving.model_config)
+    if context is not None:
+        for part in [response, *getattr(response, "data", ())]:
+            if getattr(part, "max_model_len", None) is not None:
+                part.max_model_len = context
+    return response

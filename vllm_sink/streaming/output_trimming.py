@@ -1,4 +1,4 @@
-"""What the front end keeps of a streamed answer: its tail.
+"""What the front end keeps of a streamed answer: its last tokens.
 
 vLLM's ``RequestState`` (``v1/engine/output_processor.py``) holds the whole text, every token and
 every log-probability until a request ends, also when the client takes them as they come; and since
@@ -18,59 +18,54 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.detokenizer import BaseIncrementalDetokenizer, SlowIncrementalDetokenizer
 
 from vllm_sink import compat
+from vllm_sink.compat.attached import Attached
 
 #: Tokens, and characters, that are kept: no UTF-8 sequence is longer.
 KEEP = 256
 #: Tokens after which the rest is dropped: seldom enough to cost nothing.
 EVERY = 2048
 
-#: The attribute of ``RequestState`` that counts the tokens that were dropped.
-GONE = "sink_gone"
+#: On vLLM's ``RequestState``: how many tokens were dropped.
+DROPPED_TOKENS = Attached("sink_dropped_tokens", 0)
 
 
-def with_tail(make_request_output: Callable[..., Any]) -> Callable[..., Any]:
-    """``RequestState.make_request_output`` that drops what has been sent."""
-
-    def make(self: Any, *args: Any, **kwargs: Any) -> Any:
-        output = make_request_output(self, *args, **kwargs)
-        detokenizer = self.detokenizer
-        if (
-            self.output_kind == RequestOutputKind.DELTA
-            and detokenizer is not None
-            and detokenizer.num_output_tokens() >= EVERY
-        ):
-            drop_sent(self)
-        return output
-
-    return make
+def trim_sent_output(
+    make_request_output: Callable[..., Any], state: Any, *args: Any, **kwargs: Any
+) -> Any:
+    """``RequestState.make_request_output``: drops what has been sent."""
+    output = make_request_output(*args, **kwargs)
+    detokenizer = state.detokenizer
+    if (
+        state.output_kind == RequestOutputKind.DELTA
+        and detokenizer is not None
+        and detokenizer.num_output_tokens() >= EVERY
+    ):
+        drop_sent(state)
+    return output
 
 
-def with_true_spans(weight_version_spans: Callable[..., Any]) -> Callable[..., Any]:
+def count_trimmed_in_spans(weight_version_spans: Callable[..., Any], state: Any) -> Any:
     """``RequestState._weight_version_spans`` in indices of the whole answer."""
-
-    def spans(self: Any) -> Any:
-        gone = getattr(self, GONE, 0)
-        told = weight_version_spans(self)
-        if not told or not gone:
-            return told
-        span = compat.weight_version_span()
-        return [span(s.version, s.start + gone, s.end + gone) for s in told]
-
-    return spans
+    dropped = DROPPED_TOKENS.get(state)
+    spans = weight_version_spans()
+    if not spans or not dropped:
+        return spans
+    span = compat.weight_version_span()
+    return [span(s.version, s.start + dropped, s.end + dropped) for s in spans]
 
 
 def drop_sent(state: Any) -> None:
     """Drop all but the last ``KEEP`` tokens that were sent, and lower every count by what left."""
     detokenizer = state.detokenizer
-    gone = detokenizer.num_output_tokens() - KEEP
+    dropped = detokenizer.num_output_tokens() - KEEP
     if state.stream_interval > 1:
-        gone = min(gone, state.sent_tokens_offset)
-    if gone <= 0:
+        dropped = min(dropped, state.sent_tokens_offset)
+    if dropped <= 0:
         return
     first = getattr(detokenizer, "prompt_len", 0)
-    del detokenizer.token_ids[first : first + gone]
+    del detokenizer.token_ids[first : first + dropped]
     if isinstance(detokenizer, BaseIncrementalDetokenizer):
-        detokenizer.min_tokens = max(0, detokenizer.min_tokens - gone)
+        detokenizer.min_tokens = max(0, detokenizer.min_tokens - dropped)
         _drop_text(detokenizer)
     if isinstance(detokenizer, SlowIncrementalDetokenizer):
         pieces = max(0, detokenizer.prefix_offset - KEEP)
@@ -79,17 +74,17 @@ def drop_sent(state: Any) -> None:
         detokenizer.read_offset -= pieces
     processor = state.logprobs_processor
     if processor.logprobs:
-        processor.logprobs = processor.logprobs[gone:]
-    state.sent_tokens_offset = max(0, state.sent_tokens_offset - gone)
+        processor.logprobs = processor.logprobs[dropped:]
+    state.sent_tokens_offset = max(0, state.sent_tokens_offset - dropped)
     if compat.weight_version_span() is not None:
         starts = state.weight_version_starts
-        state.weight_version_starts = [(v, start - gone) for v, start in starts]
-    setattr(state, GONE, getattr(state, GONE, 0) + gone)
+        state.weight_version_starts = [(v, start - dropped) for v, start in starts]
+    DROPPED_TOKENS.set(state, DROPPED_TOKENS.get(state) + dropped)
 
 
 def _drop_text(detokenizer: Any) -> None:
     longest_stop = max((len(s) for s in detokenizer.stop), default=0)
     sent: int = detokenizer._last_output_text_offset
-    gone = max(0, sent - longest_stop - KEEP)
-    detokenizer.output_text = detokenizer.output_text[gone:]
-    detokenizer._last_output_text_offset = sent - gone
+    dropped = max(0, sent - longest_stop - KEEP)
+    detokenizer.output_text = detokenizer.output_text[dropped:]
+    detokenizer._last_output_text_offset = sent - dropped

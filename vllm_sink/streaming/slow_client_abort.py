@@ -16,6 +16,7 @@ from typing import Any
 
 from vllm.logger import init_logger
 
+from vllm_sink.compat.attached import Attached
 from vllm_sink.metrics.front_end import FRONT_END
 from vllm_sink.requests.core_request import SinkRequest
 
@@ -28,55 +29,56 @@ TOKEN, POSITION, LOGPROB = 36, 230, 210
 #: Seconds between two sums over all requests.
 BETWEEN = 1.0
 
-#: The attribute of ``RequestState`` that is set on streams.
-_STREAM = "sink_stream"
+#: On vLLM's ``RequestState``: whether the answer is a stream's.
+_STREAM = Attached("sink_stream", False)
 
 
-def with_streams_marked(add_request: Callable[..., None]) -> Callable[..., None]:
-    """``OutputProcessor.add_request`` that knows streams from requests that end by themselves."""
-
-    def add(self: Any, request: Any, *args: Any, **kwargs: Any) -> None:
-        add_request(self, request, *args, **kwargs)
-        state = self.request_states.get(request.request_id)
-        if state is not None and isinstance(request, SinkRequest) and request.stream:
-            setattr(state, _STREAM, True)
-
-    return add
+def mark_streams(
+    add_request: Callable[..., None], processor: Any, request: Any, *args: Any, **kwargs: Any
+) -> None:
+    """``OutputProcessor.add_request``: which answers do not end by themselves."""
+    add_request(request, *args, **kwargs)
+    state = processor.request_states.get(request.request_id)
+    if state is not None and isinstance(request, SinkRequest) and request.stream:
+        _STREAM.set(state, True)
 
 
-def with_readers_only(process_outputs: Callable[..., Any]) -> Callable[..., Any]:
-    """``OutputProcessor.process_outputs`` that ends streams of which too much waits."""
-
-    def process(self: Any, engine_core_outputs: Any, *args: Any, **kwargs: Any) -> Any:
-        processed = process_outputs(self, engine_core_outputs, *args, **kwargs)
-        for output in engine_core_outputs:
-            state = self.request_states.get(output.request_id)
-            if state is None or state.queue is None or not getattr(state, _STREAM, False):
-                continue
-            if (size := held(state)) <= FRONT_END.most_unsent_bytes:
-                continue
-            logger.warning(
-                "Request %s is ended: %d bytes of its answer wait in memory for its client "
-                "(--sink-max-unsent-mib %g), which does not read, or wants all of it in one piece.",
-                state.external_req_id,
-                size,
-                FRONT_END.most_unsent_bytes / 2**20,
-            )
-            FRONT_END.ended_unsent += 1
-            processed.reqs_to_abort.extend(self.abort_requests([output.request_id], internal=True))
-        now = time.monotonic()
-        if now >= FRONT_END.summed + BETWEEN or not self.request_states:
-            FRONT_END.summed = now
-            FRONT_END.unsent_bytes = sum(map(held, self.request_states.values()))
-        return processed
-
-    return process
+def abort_slow_clients(
+    process_outputs: Callable[..., Any],
+    processor: Any,
+    engine_core_outputs: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """``OutputProcessor.process_outputs``: ends streams of which too much waits."""
+    processed = process_outputs(engine_core_outputs, *args, **kwargs)
+    for output in engine_core_outputs:
+        state = processor.request_states.get(output.request_id)
+        if state is None or state.queue is None or not _STREAM.get(state):
+            continue
+        if (size := held(state)) <= FRONT_END.most_unsent_bytes:
+            continue
+        logger.warning(
+            "Request %s is ended: %d bytes of its answer wait in memory for its client "
+            "(--sink-max-unsent-mib %g), which does not read, or wants all of it in one piece.",
+            state.external_req_id,
+            size,
+            FRONT_END.most_unsent_bytes / 2**20,
+        )
+        FRONT_END.ended_unsent += 1
+        aborted = processor.abort_requests([output.request_id], internal=True)
+        processed.reqs_to_abort.extend(aborted)
+    now = time.monotonic()
+    if now >= FRONT_END.summed + BETWEEN or not processor.request_states:
+        FRONT_END.summed = now
+        FRONT_END.unsent_bytes = sum(map(held, processor.request_states.values()))
+    return processed
 
 
 def held(state: Any) -> int:
     """Bytes that are kept of an answer, about: what its client has not taken, and what vLLM keeps.
 
-    Of a streamed answer vLLM keeps the tail alone (``tail.py``).
+    Of a streamed answer it keeps the end alone (``output_trimming.py``).
     """
     size = 0
     queue, detokenizer = state.queue, state.detokenizer

@@ -2,7 +2,7 @@
 
 vLLM's own check of a key guards what begins with /v1 and a few prefixes more, and knows one tenant.
 Here every route needs a key but those that tell nobody anything of anybody, and what concerns more
-than the caller's own request (others' requests by their names, weights, sleeping) is an operator's.
+than the client's own request (others' requests by their names, weights, sleeping) is an operator's.
 A route that a later vLLM adds is an operator's until it stands here.
 """
 
@@ -15,9 +15,9 @@ from typing import Any
 
 from vllm.exceptions import GracefulHTTPError
 
+from vllm_sink.client_request import ClientRequest
 from vllm_sink.config.tenancy import TenancyConfig
 from vllm_sink.errors import PolicyError
-from vllm_sink.requests.client_request import Caller
 from vllm_sink.tenancy.identity import by_key
 
 _Message = dict[str, Any]
@@ -92,7 +92,7 @@ def refusal_of(keys_file: str, scope: _Message) -> tuple[HTTPStatus, str] | None
     if scope.get("method") == "OPTIONS" or path in OPEN or path.startswith("/metrics/"):
         return None
     try:
-        tenant = by_key(keys_file, Caller(scope["headers"]))
+        tenant = by_key(keys_file, ClientRequest(scope["headers"]))
     except PolicyError as error:
         return HTTPStatus.BAD_REQUEST, str(error)
     except GracefulHTTPError as error:

@@ -8,14 +8,14 @@ from http import HTTPStatus
 
 from vllm.exceptions import GracefulHTTPError
 
+from vllm_sink.client_request import ClientRequest
 from vllm_sink.config.tenancy import TenancyConfig
 from vllm_sink.errors import PolicyError
-from vllm_sink.requests.client_request import Caller
 from vllm_sink.tenancy.keys import MAX_NAME, Tenant, keys_of
 from vllm_sink.tenancy.labels import NONE
 
 
-def tenant_of(config: TenancyConfig, caller: Caller) -> Tenant:
+def tenant_of(config: TenancyConfig, client: ClientRequest) -> Tenant:
     """Whose a request is.
 
     Raises:
@@ -23,24 +23,24 @@ def tenant_of(config: TenancyConfig, caller: Caller) -> Tenant:
         GracefulHTTPError: 401, there is no key, or none that is known.
     """
     if config.keys_file is not None:
-        return by_key(config.keys_file, caller)
+        return by_key(config.keys_file, client)
     if config.header is not None:
-        name = caller.header(config.header) or ""
+        name = client.header(config.header) or ""
     else:
-        name = caller.user or ""
+        name = client.user or ""
         if not name.isprintable():  # half a surrogate pair cannot cross to the engine core
             raise PolicyError("user", ascii(name), "printable text")
     return Tenant(name[:MAX_NAME] or NONE)
 
 
-def by_key(path: str, caller: Caller) -> Tenant:
+def by_key(path: str, client: ClientRequest) -> Tenant:
     """Whose the key of a request is.
 
     Raises:
         PolicyError: the header was given twice.
         GracefulHTTPError: 401.
     """
-    key = _bearer(caller.header("authorization")) or caller.header("x-api-key") or ""
+    key = _bearer(client.header("authorization")) or client.header("x-api-key") or ""
     tenant = keys_of(path).find(key) if key else None
     if tenant is None:
         raise GracefulHTTPError(

@@ -3,7 +3,7 @@
 ::
 
     AsyncLLM.add_request ── entry(): whose it is
-        └─ the door ── reserve(): all that is asked for, or 429
+        └─ checks.check ── reserve(): all that is asked for, or 429
                └─ OutputProcessor.add_request ── begins(): counted for as long as vLLM knows it
         what was reserved and did not begin is given back, whatever happened
 
@@ -244,7 +244,7 @@ class TenantCounts:
             self._pays = {r: t for r, t in self._pays.items() if r in self._known}
         self._pays[request_id] = tenant
 
-    def said(self, request_id: str, tokens: int) -> None:
+    def spent(self, request_id: str, tokens: int) -> None:
         """An answer has grown."""
         tenant = self._pays.get(request_id)
         if tenant is not None:
@@ -341,26 +341,26 @@ def entry(processor: Any, config: TenancyConfig, tenant: Tenant) -> Iterator[Non
 # -- vLLM's output processor, wrapped -------------------------------------------------------------
 
 
-def beginning(add_request: Callable[..., None]) -> Callable[..., None]:
+def count_answer(
+    add_request: Callable[..., None], processor: Any, request: Any, *args: Any, **kwargs: Any
+) -> None:
     """``OutputProcessor.add_request``, where an answer becomes known."""
-
-    def add(self: Any, request: Any, *args: Any, **kwargs: Any) -> None:
-        add_request(self, request, *args, **kwargs)
-        found = ENTRY.get(None)
-        if found is not None and request.request_id in self.request_states:
-            found.begins(request.request_id)
-
-    return add
+    add_request(request, *args, **kwargs)
+    found = ENTRY.get(None)
+    if found is not None and request.request_id in processor.request_states:
+        found.begins(request.request_id)
 
 
-def spending(process_outputs: Callable[..., Any]) -> Callable[..., Any]:
-    """``OutputProcessor.process_outputs`` that counts what was said."""
-
-    def process(self: Any, engine_core_outputs: Any, *args: Any, **kwargs: Any) -> Any:
-        counts = _COUNTS.get(self)
-        if counts is not None:
-            for output in engine_core_outputs:
-                counts.said(output.request_id, len(output.new_token_ids))
-        return process_outputs(self, engine_core_outputs, *args, **kwargs)
-
-    return process
+def spend_tokens(
+    process_outputs: Callable[..., Any],
+    processor: Any,
+    engine_core_outputs: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """``OutputProcessor.process_outputs``: counts what was generated."""
+    counts = _COUNTS.get(processor)
+    if counts is not None:
+        for output in engine_core_outputs:
+            counts.spent(output.request_id, len(output.new_token_ids))
+    return process_outputs(engine_core_outputs, *args, **kwargs)

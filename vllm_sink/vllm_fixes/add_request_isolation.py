@@ -21,29 +21,27 @@ from vllm_sink.requests.refusal import RefusedError
 logger = init_logger("vllm.sink")
 
 
-def ending_one(add_request: Callable[..., None]) -> Callable[..., None]:
+def end_one_request(
+    add_request: Callable[..., None], core: Any, request: Any, *args: Any, **kwargs: Any
+) -> None:
     """``EngineCore.add_request`` that tells one client, where there are several."""
-
-    def add(self: Any, request: Any, *args: Any, **kwargs: Any) -> None:
-        try:
-            add_request(self, request, *args, **kwargs)
-        except RefusedError as refused:
-            # Only what somebody waits for is refused (Told.served), so there is a queue.
-            self.scheduler.give_up(request.request_id)
-            output = refused.refusal.output(request.request_id)
-            ended = EngineCoreOutputs(finished_requests={request.request_id}, outputs=[output])
-            self.output_queue.put_nowait((request.client_index, ended))
-        except Exception:
-            tell = getattr(self, "_send_error_outputs_to_client", None)
-            if tell is None or policy_of(self.vllm_config) is None:
-                raise  # the engine is in its caller's process, who gets the exception
-            logger.exception(
-                "Request %s could not be added to the engine: it is ended, its client is answered "
-                "with HTTP 500, and no other request is affected. This is a fault of vllm-sink or "
-                "vLLM; please report it with what stands below",
-                request.request_id,
-            )
-            self.scheduler.give_up(request.request_id)
-            tell([request.request_id], request.client_index)
-
-    return add
+    try:
+        add_request(request, *args, **kwargs)
+    except RefusedError as refused:
+        # Only what somebody waits for is refused (ServerFields.served), so there is a queue.
+        core.scheduler.give_up(request.request_id)
+        output = refused.refusal.output(request.request_id)
+        ended = EngineCoreOutputs(finished_requests={request.request_id}, outputs=[output])
+        core.output_queue.put_nowait((request.client_index, ended))
+    except Exception:
+        tell = getattr(core, "_send_error_outputs_to_client", None)
+        if tell is None or policy_of(core.vllm_config) is None:
+            raise  # the engine is in its caller's process, who gets the exception
+        logger.exception(
+            "Request %s could not be added to the engine: it is ended, its client is answered "
+            "with HTTP 500, and no other request is affected. This is a fault of vllm-sink or "
+            "vLLM; please report it with what stands below",
+            request.request_id,
+        )
+        core.scheduler.give_up(request.request_id)
+        tell([request.request_id], request.client_index)

@@ -14,8 +14,8 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 
-class Piece(str):
-    """Text that is sent once: ``before + piece`` is ``before``."""
+class UnkeptText(str):
+    """Text that is sent once: ``before + text`` is ``before``."""
 
     __slots__ = ()
 
@@ -23,8 +23,8 @@ class Piece(str):
         return before
 
 
-class _Pieces:
-    """Results whose texts are pieces.
+class _UnkeptResults:
+    """Results whose texts leave no trace.
 
     No generator: a client that leaves must reach vLLM's own as directly as before.
     """
@@ -32,24 +32,25 @@ class _Pieces:
     def __init__(self, results: AsyncIterator[Any]) -> None:
         self._results = results
 
-    def __aiter__(self) -> _Pieces:
+    def __aiter__(self) -> _UnkeptResults:
         return self
 
     async def __anext__(self) -> Any:
         result = await anext(self._results)
         for output in result.outputs:
-            output.text = Piece(output.text)
+            output.text = UnkeptText(output.text)
         return result
 
 
-def with_pieces(stream: Callable[..., Any]) -> Callable[..., Any]:
+def stream_without_copy(
+    stream: Callable[..., Any],
+    serving: Any,
+    request: Any,
+    result_generator: AsyncIterator[Any],
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
     """``chat_completion_stream_generator`` that holds no text, where none is wanted."""
-
-    def generator(
-        self: Any, request: Any, result_generator: AsyncIterator[Any], *args: Any, **kwargs: Any
-    ) -> Any:
-        if self.parser_cls is None and not self.enable_log_outputs:
-            result_generator = _Pieces(result_generator)
-        return stream(self, request, result_generator, *args, **kwargs)
-
-    return generator
+    if serving.parser_cls is None and not serving.enable_log_outputs:
+        result_generator = _UnkeptResults(result_generator)
+    return stream(request, result_generator, *args, **kwargs)

@@ -396,14 +396,12 @@ _OURS: dict[type, type] = {
 }
 
 
-def with_decode_streams(from_new_request: Callable[..., Any]) -> Callable[..., Any]:
+def choose_detokenizer(
+    from_new_request: Callable[..., Any], cls: Any, tokenizer: Any, request: Any
+) -> Any:
     """``IncrementalDetokenizer.from_new_request`` that makes this module's, as vLLM chooses."""
-
-    def make(cls: Any, tokenizer: Any, request: Any) -> Any:
-        theirs = from_new_request(cls, tokenizer, _without_prompt(request))
-        ours = _OURS.get(type(theirs))
-        if ours is None:  # no detokenization was asked for
-            return from_new_request(cls, tokenizer, request)
-        return ours(tokenizer, request)
-
-    return make
+    theirs = from_new_request(tokenizer, _without_prompt(request))
+    ours = _OURS.get(type(theirs))
+    if ours is None:  # no detokenization was asked for
+        return from_new_request(tokenizer, request)
+    return ours(tokenizer, request)

@@ -13,28 +13,21 @@ from typing import Any
 
 import zmq
 
-from vllm_sink import compat
+from vllm_sink.compat.attached import Attached
 
 #: Messages between two looks: some seconds of streaming.
 EVERY = 1024
 
-
-def read_notices() -> None:
-    """From now on, in all queues of this process."""
-    from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
-
-    compat.wrap(SpinCondition, "record_read", with_notices_read)
+#: On vLLM's ``SpinCondition``: messages since it was made.
+_MESSAGES = Attached("sink_messages", 0)
 
 
-def with_notices_read(record_read: Callable[..., None]) -> Callable[..., None]:
+def read_notices(record_read: Callable[..., None], condition: Any) -> None:
     """``SpinCondition.record_read``, which the reader's thread calls after every message."""
-
-    def record(self: Any) -> None:
-        record_read(self)
-        self.sink_reads = reads = getattr(self, "sink_reads", 0) + 1
-        if reads % EVERY == 0:
-            # Asked for its events, a socket works off what its I/O thread has told it. The message
-            # itself stays for whoever waits.
-            self.local_notify_socket.getsockopt(zmq.EVENTS)
-
-    return record
+    record_read()
+    messages = _MESSAGES.get(condition) + 1
+    _MESSAGES.set(condition, messages)
+    if messages % EVERY == 0:
+        # Asked for its events, a socket works off what its I/O thread has told it. The message
+        # itself stays for whoever waits.
+        condition.local_notify_socket.getsockopt(zmq.EVENTS)

@@ -1,14 +1,13 @@
 """Penalties count every token of a stream, also those that have rolled out (V1 runner).
 
-vLLM's V1 sampler counts the lists it holds at every step; a rollover shortens them, and what a
-stream says would depend on the segment. What leaves is counted here, once: two rows of the
-vocabulary for each stream that has a penalty, of whatever length. (The V2 runner counts as tokens
-come and needs none of this.)
+vLLM's V1 sampler counts the lists it holds at every step; a rollover shortens them, and the output
+would depend on the segment. What leaves is counted here, once: two rows of the vocabulary for each
+stream that has a penalty, of whatever length. (The V2 runner counts tokens as they come.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from vllm.model_executor.layers.utils import get_token_bin_counts_and_mask
 from vllm.v1.sample.ops.penalties import _convert_to_tensors
 
 
-class ForgottenTokens:
+class PenaltyHistory:
     """Counts of the tokens of one stream that left the worker's lists.
 
     Attributes:
@@ -37,44 +36,40 @@ class ForgottenTokens:
         )
 
 
-def penalised(params: Any) -> bool:
+def has_penalty(params: Any) -> bool:
     """Whether a request's sampling parameters have a penalty."""
     return bool(
         params.presence_penalty or params.frequency_penalty or params.repetition_penalty != 1.0
     )
 
 
-def counting(
-    apply_penalties: Callable[..., torch.Tensor],
-    rows: Callable[[], Sequence[ForgottenTokens | None]],
-) -> Callable[..., torch.Tensor]:
-    """The V1 sampler's ``apply_penalties`` that counts what streams have forgotten.
+def apply_with_history(
+    histories: Sequence[PenaltyHistory | None],
+    logits: torch.Tensor,
+    metadata: Any,
+    output_token_ids: list[list[int]],
+) -> torch.Tensor:
+    """Penalties over what a stream's lists hold and what has left them, in place.
+
+    As ``apply_penalties`` in ``vllm/model_executor/layers/utils.py``.
 
     Args:
-        apply_penalties: vLLM's.
-        rows: of each row of the batch.
+        histories: of each row of the batch.
+        logits: [rows, vocabulary].
+        metadata: vLLM's ``SamplingMetadata``.
+        output_token_ids: of each row, what its list holds.
     """
-
-    def apply(
-        logits: torch.Tensor, metadata: Any, output_token_ids: list[list[int]]
-    ) -> torch.Tensor:
-        forgotten = [] if metadata.no_penalties else rows()
-        if not any(forgotten):
-            return apply_penalties(logits, metadata, output_token_ids)
-        count, vocab_size = logits.shape
-        _, prompt = get_token_bin_counts_and_mask(metadata.prompt_token_ids, vocab_size, count)
-        outputs = _convert_to_tensors(output_token_ids, vocab_size, logits.device)
-        outputs.masked_fill_(outputs == -1, vocab_size)
-        counts, _ = get_token_bin_counts_and_mask(outputs, vocab_size, count)
-        for row, gone in enumerate(forgotten):
-            if gone is not None:
-                prompt[row] |= gone.prompt.to(prompt.device)
-                counts[row] += gone.output.to(counts.device)
-        # As in vllm/model_executor/layers/utils.py.
-        used = counts > 0
-        _custom_ops.apply_repetition_penalties(logits, prompt, used, metadata.repetition_penalties)
-        logits -= metadata.frequency_penalties.unsqueeze(1) * counts
-        logits -= metadata.presence_penalties.unsqueeze(1) * used
-        return logits
-
-    return apply
+    rows, vocab_size = logits.shape
+    _, prompt = get_token_bin_counts_and_mask(metadata.prompt_token_ids, vocab_size, rows)
+    outputs = _convert_to_tensors(output_token_ids, vocab_size, logits.device)
+    outputs.masked_fill_(outputs == -1, vocab_size)
+    counts, _ = get_token_bin_counts_and_mask(outputs, vocab_size, rows)
+    for row, history in enumerate(histories):
+        if history is not None:
+            prompt[row] |= history.prompt.to(prompt.device)
+            counts[row] += history.output.to(counts.device)
+    used = counts > 0
+    _custom_ops.apply_repetition_penalties(logits, prompt, used, metadata.repetition_penalties)
+    logits -= metadata.frequency_penalties.unsqueeze(1) * counts
+    logits -= metadata.presence_penalties.unsqueeze(1) * used
+    return logits

@@ -12,12 +12,13 @@ from vllm.model_executor.layers.attention import Attention
 from vllm_sink import compat
 from vllm_sink.attention.metadata import SinkMetadataBuilder
 from vllm_sink.attention.providers import is_paged
-from vllm_sink.attention.row_policies import rows_of
+from vllm_sink.compat.install import install
 from vllm_sink.config.kv_policy import policy_of
 from vllm_sink.errors import PolicyError
-from vllm_sink.vllm_fixes.zmq_notices import read_notices
 from vllm_sink.worker.binding import bind_rotary
-from vllm_sink.worker.rollover import StreamRollovers, rollovers_for
+from vllm_sink.worker.runner_tables import RunnerTables
+from vllm_sink.worker.v1_runner import V1RunnerTables
+from vllm_sink.worker.v2_runner import V2RunnerTables
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -32,11 +33,11 @@ else:
 class SinkWorkerMixin(_Base):
     """What both platforms' workers get."""
 
-    rollovers: StreamRollovers
+    tables: RunnerTables
 
     @override
     def load_model(self, **kwargs: Any) -> None:
-        read_notices()
+        install("worker")
         with compat.attention_backend_override():
             super().load_model(**kwargs)
         model = self.model_runner.get_model()
@@ -93,22 +94,21 @@ class SinkWorkerMixin(_Base):
         super().initialize_from_config(kv_cache_config)
         kv_policy = policy_of(self.vllm_config)
         assert kv_policy is not None
-        use_v2 = self.vllm_config.use_v2_model_runner
-        self.rollovers = rollovers_for(self.model_runner, use_v2)
-        rows = rows_of(self.model_runner, use_v2, kv_policy.default)
+        adapter = V2RunnerTables if self.vllm_config.use_v2_model_runner else V1RunnerTables
+        self.tables = adapter(self.model_runner, kv_policy.default)
         for groups in self.model_runner.attn_groups:
             for group in groups:
                 for builder in group.metadata_builders:
                     assert isinstance(builder, SinkMetadataBuilder)
-                    builder.rows = rows
+                    builder.rows = self.tables
 
     @override
     def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
         # What it edits in the runner was made inside it, and cannot be written outside.
         with torch.inference_mode():
-            self.rollovers.before_step(scheduler_output)
+            self.tables.before_step(scheduler_output)
         return super().execute_model(scheduler_output)
 
     def count_rollovers(self) -> int:
         """How often a stream has rolled over; for ``collective_rpc``."""
-        return self.rollovers.count
+        return self.tables.count

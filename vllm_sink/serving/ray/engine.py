@@ -6,7 +6,7 @@ from typing import Any
 
 from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
 
-from vllm_sink.startup import engine_config
+from vllm_sink.startup.front_end import install_front_end
 
 
 class StreamEngine(VLLMEngine):
@@ -18,7 +18,7 @@ class StreamEngine(VLLMEngine):
     def _start_async_llm_engine(
         self, vllm_engine_args: Any, vllm_engine_config: Any, placement_group: Any
     ) -> Any:
-        engine_config.install_front_end(vllm_engine_config)
+        install_front_end(vllm_engine_config)
         return super()._start_async_llm_engine(
             vllm_engine_args, vllm_engine_config, placement_group
         )

@@ -1,4 +1,4 @@
-"""The door: Ray's OpenAI ingress with an API key, and with a reason where a replica is lost."""
+"""Ray's OpenAI ingress with an API key, and with a reason where a replica is lost."""
 
 from __future__ import annotations
 

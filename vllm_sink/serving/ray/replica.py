@@ -8,16 +8,15 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from ray.llm._internal.serve.core.configs.openai_api_models import ErrorInfo, ErrorResponse
-from ray.serve._private.replica import Replica
 from ray.serve.llm.deployment import LLMServer
 
-from vllm_sink import compat
+from vllm_sink.compat.install import install
 from vllm_sink.serving.drain import ENDED, ERROR_TYPE, REFUSED, STATUS, Drain, grace
 from vllm_sink.serving.drain_middleware import last_event
 from vllm_sink.serving.ray.autoscaling import report
 
 if TYPE_CHECKING:
-    from vllm_sink.requests.client_request import Caller
+    from vllm_sink.client_request import ClientRequest
 
 #: A replica's process has one engine, and ends with it.
 DRAIN = Drain()
@@ -28,7 +27,7 @@ class StreamServer(LLMServer):
 
     async def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]
         # Ray tells a replica's own code nothing of its end before all requests have ended.
-        compat.wrap(Replica, "perform_graceful_shutdown", draining)
+        install("replica")
         await super().__init__(*args, **kwargs)
 
     def _get_default_engine_class(self) -> Any:
@@ -50,31 +49,27 @@ class StreamServer(LLMServer):
         batch_output_stream: bool = False,
         raw_request_info: Any = None,
     ) -> AsyncGenerator[Any, None]:
-        from vllm_sink.requests.client_request import CALLER
+        from vllm_sink.client_request import CLIENT_REQUEST
         from vllm_sink.serving.request_middleware import from_request
 
         if DRAIN.begun:
             return refused()
         headers = {} if raw_request_info is None else raw_request_info.headers
-        caller = from_request(headers, request)
-        CALLER.set(caller)
+        client = from_request(headers, request)
+        CLIENT_REQUEST.set(client)
         answer = await super()._run_request(
             request,
             engine_method=engine_method,
             batch_output_stream=batch_output_stream,
             raw_request_info=raw_request_info,
         )
-        return with_reasons(answer, bool(getattr(request, "stream", False)), caller)
+        return with_reasons(answer, bool(getattr(request, "stream", False)), client)
 
 
-def draining(perform: Callable[..., Any]) -> Callable[..., Any]:
+async def drain_replica(perform: Callable[..., Any], replica: Any) -> None:
     """``Replica.perform_graceful_shutdown`` that lets the streams know how long they have."""
-
-    async def shut_down(self: Any) -> None:
-        DRAIN.begin(grace(self._deployment_config.graceful_shutdown_timeout_s))
-        await perform(self)
-
-    return shut_down
+    DRAIN.begin(grace(replica._deployment_config.graceful_shutdown_timeout_s))
+    await perform()
 
 
 async def refused() -> AsyncGenerator[Any, None]:
@@ -83,11 +78,11 @@ async def refused() -> AsyncGenerator[Any, None]:
 
 
 async def with_reasons(
-    answer: AsyncGenerator[Any, None], streamed: bool, caller: Caller | None = None
+    answer: AsyncGenerator[Any, None], streamed: bool, client: ClientRequest | None = None
 ) -> AsyncGenerator[Any, None]:
     """An answer that ends with a reason where its replica must go.
 
-    What the door refuses is answered with its status; a streamed answer of vLLM's would begin and
+    What the checks refuse is answered with its status; a streamed answer of vLLM's would begin and
     have the error in its first event.
     """
     from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
@@ -105,8 +100,8 @@ async def with_reasons(
                     yield [last_event()] if streamed and began else _error(ENDED)
                     return
                 result = part.result()
-                if not began and caller is not None and caller.refusal is not None:
-                    told = create_error_response(caller.refusal).error
+                if not began and client is not None and client.refusal is not None:
+                    told = create_error_response(client.refusal).error
                     yield _error(told.message, HTTPStatus(told.code))
                     return
                 yield result

@@ -13,13 +13,15 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionReque
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.outputs import CompletionOutput, RequestOutput
 
-from vllm_sink.vllm_fixes.chat_text_leak import with_pieces
+from tests.wrapping import wrapped
+from vllm_sink.vllm_fixes.chat_text_leak import stream_without_copy
 
 PLAIN = getattr(
     OpenAIServingChat.chat_completion_stream_generator,
     "__wrapped__",
     OpenAIServingChat.chat_completion_stream_generator,
 )
+WRAPPED = wrapped(PLAIN, stream_without_copy)
 PIECES = ["Once", " upon", "", " a\n", "tïme", "\u2026", " \\"] * 30
 
 
@@ -69,7 +71,7 @@ def _said(generator: Any, **settings: Any) -> tuple[str, list[str], Any]:
 
 
 def test_a_streamed_chat_is_told_and_not_kept() -> None:
-    text, kept, usage = _said(with_pieces(PLAIN))
+    text, kept, usage = _said(WRAPPED)
     assert text == "".join(PIECES)
     assert kept == [""]
     assert usage["completion_tokens"] == len(PIECES)
@@ -91,6 +93,6 @@ def test_the_log_of_outputs_has_the_text(delta: bool) -> None:
         "enable_log_deltas": delta,
         "request_logger": logger,
     }
-    text, _, _ = _said(with_pieces(PLAIN), **settings)
+    text, _, _ = _said(WRAPPED, **settings)
     assert text == "".join(PIECES)
     assert logged[-1] == text

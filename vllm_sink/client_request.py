@@ -16,8 +16,8 @@ import msgspec
 
 from vllm_sink.errors import PolicyError
 
-#: The caller that this task answers; there is none where an engine is used from Python.
-CALLER: ContextVar[Caller] = ContextVar("vllm_sink_caller")
+#: The client that this task answers; there is none where an engine is used from Python.
+CLIENT_REQUEST: ContextVar[ClientRequest] = ContextVar("vllm_sink_client_request")
 
 #: The fields by which vLLM's protocols name the length of an answer.
 LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
@@ -25,7 +25,7 @@ LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 _RAW_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-class Caller:
+class ClientRequest:
     """One HTTP request.
 
     Args:
@@ -112,7 +112,7 @@ class Caller:
     # -- what became of it ------------------------------------------------------------------------
 
     def refuse(self, error: Exception) -> None:
-        """The door did not let it in; the first refusal counts."""
+        """It was not let in; the first refusal counts."""
         if self.refusal is None:
             self.refusal = error
         self._settle()
