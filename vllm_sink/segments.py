@@ -36,7 +36,7 @@ def default_tokens(native_context: int) -> int:
     return cdiv(native_context + CHUNK_ROOM, 1024) * 1024
 
 
-def least_tokens(sink_tokens: int, window_tokens: int, block_size: int) -> int:
+def min_tokens(sink_tokens: int, window_tokens: int, block_size: int) -> int:
     """The smallest segment in which a stream can proceed.
 
     When it is full, at least one whole block must lie between sinks and window: three blocks more

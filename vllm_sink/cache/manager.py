@@ -277,7 +277,7 @@ class SinkWindowManager(SingleTypeKVCacheManager):
         spec: StreamSpec = kv_cache_spec
         size = spec.block_size
         kept = block_hashes.kept if isinstance(block_hashes, SinkBlockHashes) else spec.default
-        most = min(max_length // size, len(block_hashes))
+        max_blocks = min(max_length // size, len(block_hashes))
         found: dict[int, list[KVCacheBlock] | None] = {}
 
         def cached(i: int) -> list[KVCacheBlock] | None:
@@ -287,9 +287,9 @@ class SinkWindowManager(SingleTypeKVCacheManager):
 
         pinned = policy.sink_blocks(kept.sink_tokens, size)
         head = 0
-        while head < min(pinned, most) and cached(head) is not None:
+        while head < min(pinned, max_blocks) and cached(head) is not None:
             head += 1
-        length = most if head == min(pinned, most) else head
+        length = max_blocks if head == min(pinned, max_blocks) else head
         while length > 0:
             start = policy.window_block(length * size, kept.window_tokens, size)
             missing = next((i for i in range(length - 1, start - 1, -1) if cached(i) is None), None)

@@ -63,12 +63,12 @@ def check(vllm: Source) -> list[Finding]:
 
 def check_vllm(vllm: Source) -> list[Finding]:
     """Every probe on a vLLM."""
-    own = _own()
+    package = _own()
     found = [_wrapped(vllm, hook) for hook in WRAPS]
     for mine, base, setting in OVERRIDES:
-        found += _overridden(own, vllm, mine, base, setting)
+        found += _overridden(package, vllm, mine, base, setting)
     found += [_read(vllm, hook) for hook in READS]
-    found += [_imported(vllm, hook) for hook in _imports(own, "vllm")]
+    found += [_imported(vllm, hook) for hook in _imports(package, "vllm")]
     return found
 
 
@@ -93,8 +93,8 @@ def _wrapped(vllm: Source, hook: Hook) -> Finding:
     if function is None:
         return Finding(hook, "", "" if hook.optional else "it is not there")
     missing = [name for name in hook.parameters if name not in function.parameters]
-    told = f"it takes ({', '.join(function.parameters)}), no {', '.join(missing)}"
-    return Finding(hook, _at(function), told if missing else "")
+    problem = f"it takes ({', '.join(function.parameters)}), no {', '.join(missing)}"
+    return Finding(hook, _at(function), problem if missing else "")
 
 
 def _overridden(own: Source, vllm: Source, mine: str, base: str, setting: str) -> Iterator[Finding]:
@@ -132,12 +132,12 @@ def _mismatch(ours: Function, theirs: Function) -> str:
     """Why vLLM's calls would not fit our method; empty if they do."""
     unknown = [p for p in theirs.parameters if p not in ours.parameters and not ours.open]
     wanted = [p for p in ours.parameters if p in ours.required and p not in theirs.parameters]
-    told = []
+    problems = []
     if unknown:
-        told.append(f"it takes {', '.join(unknown)}, which is not known here")
+        problems.append(f"it takes {', '.join(unknown)}, which is not known here")
     if wanted:
-        told.append(f"it no longer takes {', '.join(wanted)}")
-    return "; ".join(told)
+        problems.append(f"it no longer takes {', '.join(wanted)}")
+    return "; ".join(problems)
 
 
 def _unheard(ours: ast.FunctionDef, theirs: Function) -> str:

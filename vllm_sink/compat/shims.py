@@ -44,8 +44,8 @@ _PLUGIN = "vllm_sink"
 def put_stats(scheduler_stats: Any, message: Any) -> None:
     """Send a message with vLLM's statistics."""
     if hasattr(scheduler_stats, "plugin_stats"):
-        told = scheduler_stats.plugin_stats or {}
-        scheduler_stats.plugin_stats = {**told, _PLUGIN: dataclasses.asdict(message)}
+        sent = scheduler_stats.plugin_stats or {}
+        scheduler_stats.plugin_stats = {**sent, _PLUGIN: dataclasses.asdict(message)}
     else:
         scheduler_stats.sink_stats = message
 
@@ -56,8 +56,8 @@ def take_stats(scheduler_stats: Any, kind: type) -> Any:
         return scheduler_stats.sink_stats
     import msgspec
 
-    told = (scheduler_stats.plugin_stats or {}).get(_PLUGIN)
-    return None if told is None else msgspec.convert(told, kind)
+    sent = (scheduler_stats.plugin_stats or {}).get(_PLUGIN)
+    return None if sent is None else msgspec.convert(sent, kind)
 
 
 def block_table(runner: Any, rows: int) -> Any:

@@ -29,6 +29,7 @@ from vllm_sink.engine.waiting_queue import WaitingRequests
 from vllm_sink.policy import StreamPolicy, cdiv
 from vllm_sink.requests.core_request import server_fields
 from vllm_sink.requests.refusal import Refusal, RefusedError
+from vllm_sink.segments import ENDLESS_TOKENS
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -77,7 +78,7 @@ class Admission(_Base):
             in_flight_tokens=self.vllm_config.max_in_flight_tokens,
             block_size=self.block_size,
         )
-        one = self._reservation(self.kv_policy.default, 1, 1 << 62)
+        one = self._reservation(self.kv_policy.default, 1, ENDLESS_TOKENS)
         self.streams_that_fit = self.reservations.streams_that_fit(one)
         self.waiting: WaitingRequests = WaitingRequests(
             self.policy, self._blocks_to_start, pool.get_num_free_blocks, self._may_start
@@ -124,12 +125,12 @@ class Admission(_Base):
 
     @override
     def add_request(self, request: Request) -> None:
-        told = server_fields(request)
-        if told.stream and request.request_id not in self.requests:
+        fields = server_fields(request)
+        if fields.stream and request.request_id not in self.requests:
             reservation = self._reservation_of(request)
             if self.reservations.fits(reservation):
                 self.reservations.reserve(request.request_id, reservation)
-            elif told.served:
+            elif fields.served:
                 self.manager.counts.refused_streams += 1
                 raise RefusedError(self._full(reservation))
             if self.policy == SchedulingPolicy.PRIORITY:

@@ -156,11 +156,11 @@ class WaitingRequests(RequestQueue):
                 found.append(entry.request)
         return found
 
-    def oldest(self, since: float, most: int) -> list[Request]:
+    def oldest(self, since: float, limit: int) -> list[Request]:
         """Of those that wait since then or longer, the oldest that are no streams."""
         found: list[Request] = []
         for entry in self._by_age:
-            if entry.since > since or len(found) == most:
+            if entry.since > since or len(found) == limit:
                 break
             if entry.waits and entry.rank[0] == _ORDINARY:
                 found.append(entry.request)
@@ -239,13 +239,13 @@ class WaitingRequests(RequestQueue):
     # -- come and go ------------------------------------------------------------------------------
 
     def add_request(self, request: Request) -> None:
-        told, blocks = server_fields(request), self._blocks(request)
-        if told.stream:
+        fields, blocks = server_fields(request), self._blocks(request)
+        if fields.stream:
             rank: tuple[float, ...] = (_STREAM, self._priority(request), next(self._numbers))
         elif request.status == RequestStatus.PREEMPTED:
             rank = (_ORDINARY, self._priority(request), _PREEMPTED, request.arrival_time)
         else:
-            start = self._turns.start(told.tenant, blocks)
+            start = self._turns.start(fields.tenant, blocks)
             rank = (_ORDINARY, self._priority(request), _NEW, start, next(self._numbers))
         entry = _Entry(request, rank, blocks, time.monotonic())
         self._entries[request.request_id] = entry

@@ -210,15 +210,15 @@ class StreamCollector:
         before = self._evicted(known.rolled_tokens + stream.hit_tokens, stream)
         evicted = self._evicted(known.rolled_tokens + stream.settled_tokens, stream) - before
         computed = stream.settled_tokens - stream.hit_tokens
-        new = max(0, computed - known.computed_tokens)
-        gone = max(0, evicted - known.evicted_tokens)
-        known.computed_tokens += new
-        known.evicted_tokens += gone
-        stats.evicted_tokens += gone
+        newly_computed = max(0, computed - known.computed_tokens)
+        newly_evicted = max(0, evicted - known.evicted_tokens)
+        known.computed_tokens += newly_computed
+        known.evicted_tokens += newly_evicted
+        stats.evicted_tokens += newly_evicted
         if known.tenant is not None and self._tenants is not None:
             tenant = stats.tenants.setdefault(known.tenant, TenantStats())
-            tenant.computed_tokens += new
-            tenant.evicted_tokens += gone
+            tenant.computed_tokens += newly_computed
+            tenant.evicted_tokens += newly_evicted
 
     def _evicted(self, tokens: int, stream: Stream) -> int:
         """Of the first ``tokens`` tokens, those that the last one does not see."""

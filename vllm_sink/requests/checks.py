@@ -126,7 +126,7 @@ def _settle_endless(params: SamplingParams, client: ClientRequest | None) -> boo
     return bool(value)
 
 
-def _names_length(params: SamplingParams, client: ClientRequest | None, most: int) -> bool:
+def _names_length(params: SamplingParams, client: ClientRequest | None, filled_in: int) -> bool:
     """Whether anybody said how long the answer may be.
 
     vLLM's routes fill in what is left of ``max_model_len``, or the model's own default where its
@@ -135,13 +135,13 @@ def _names_length(params: SamplingParams, client: ClientRequest | None, most: in
     Args:
         params: as vLLM made them.
         client: who wrote the request.
-        most: what vLLM fills in.
+        filled_in: what vLLM fills in.
     """
     if params.max_tokens is None:
         return False
     if client is not None and client.names_length:
         return True
-    return params.max_tokens != most
+    return params.max_tokens != filled_in
 
 
 def _refuse_unknown_options(params: SamplingParams, client: ClientRequest | None) -> None:

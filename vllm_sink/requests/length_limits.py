@@ -19,11 +19,11 @@ def settle_length(params: Any, prompt_tokens: int, longest: int, default: int | 
         default: ``max_tokens`` of one that names no length, None where this one does.
     """
     longest = min(longest, segments.ENDLESS_TOKENS)
-    most = longest - prompt_tokens
-    wanted = params.max_tokens
+    room = longest - prompt_tokens
+    max_tokens = params.max_tokens
     if default is not None:
-        wanted = default if wanted is None else min(wanted, default)
-    params.max_tokens = most if wanted is None else min(wanted, most)
+        max_tokens = default if max_tokens is None else min(max_tokens, default)
+    params.max_tokens = room if max_tokens is None else min(max_tokens, room)
     # vLLM's V2 runner adds it to the prompt's length in 32 bits.
     params.min_tokens = min(params.min_tokens, params.max_tokens)
     return int(prompt_tokens + params.max_tokens)
@@ -102,8 +102,8 @@ def check_segment(
     # The V2 runner finds both by the prompt's length, which a rollover lowers.
     for name in ("thinking_token_budget", "prompt_logprob_token_ids", "trace_decode_token_ids"):
         if (value := getattr(params, name, None)) is not None:
-            told = value if isinstance(value, int) else f"{len(value)} rows"
-            raise PolicyError(name, told, f"none, or a prompt and max_tokens of together {hint}")
+            shown = value if isinstance(value, int) else f"{len(value)} rows"
+            raise PolicyError(name, shown, f"none, or a prompt and max_tokens of together {hint}")
     repetition = getattr(params, "repetition_detection", None)
     if repetition is not None:
         span = repetition.max_pattern_size * repetition.min_count
@@ -116,7 +116,7 @@ def check_segment(
             )
 
 
-def most_sinks(kv_policy: KVPolicy, window_tokens: int, block_size: int) -> int:
+def max_sink_tokens(kv_policy: KVPolicy, window_tokens: int, block_size: int) -> int:
     """The largest ``S`` with which a stream of this ``W`` can proceed in a segment."""
-    spare = kv_policy.segment - segments.least_tokens(0, window_tokens, block_size)
+    spare = kv_policy.segment - segments.min_tokens(0, window_tokens, block_size)
     return spare // block_size * block_size

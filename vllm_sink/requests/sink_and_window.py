@@ -14,7 +14,7 @@ from vllm_sink.client_request import ClientRequest
 from vllm_sink.config.kv_policy import SYSTEM, KVPolicy
 from vllm_sink.config.sections import require_int
 from vllm_sink.errors import PolicyError
-from vllm_sink.requests.length_limits import most_sinks
+from vllm_sink.requests.length_limits import max_sink_tokens
 from vllm_sink.requests.options import SINK_TOKENS, WINDOW_TOKENS
 
 
@@ -73,14 +73,14 @@ def settle_sinks(
     if system_tokens is None and client is not None:
         system_tokens = client.system_tokens
     pool = PoolLimits(vllm_config)
-    asked = value is not None
-    if not asked:
+    named = value is not None
+    if not named:
         params.extra_args = {k: v for k, v in extra.items() if k != SINK_TOKENS} or None
         if not kv_policy.pins_system or system_tokens is None:
             return
-        # Nobody asked for so many: as many of them as fit.
-        most = kv_policy.native - window
-        value = min(system_tokens, most, most_sinks(kv_policy, window, pool.block_size))
+        # Nobody named for so many: as many of them as fit.
+        maximum = kv_policy.native - window
+        value = min(system_tokens, maximum, max_sink_tokens(kv_policy, window, pool.block_size))
     elif value == SYSTEM and system_tokens is not None:
         value = system_tokens
     if request.prompt_token_ids is None:
@@ -89,7 +89,7 @@ def settle_sinks(
     try:
         sinks = check_sink_tokens(value, kv_policy, window, prompt_tokens, output_tokens, pool)
     except PolicyError:
-        if asked:
+        if named:
             raise
         return
     params.extra_args = {**extra, SINK_TOKENS: sinks}
@@ -127,15 +127,15 @@ def check_sink_tokens(
         raise PolicyError(SINK_TOKENS, number, "0, since the server runs --kv-policy window")
     if number > prompt_tokens:
         raise PolicyError(SINK_TOKENS, number, f"0 to {prompt_tokens}, the length of the prompt")
-    most = kv_policy.native - window
-    if number > most:
+    maximum = kv_policy.native - window
+    if number > maximum:
         raise PolicyError(
             SINK_TOKENS,
             number,
-            f"0 to {most}: with the window of {window} tokens the cache may not pass "
+            f"0 to {maximum}: with the window of {window} tokens the cache may not pass "
             f"the model's context of {kv_policy.native}",
         )
-    fits = most_sinks(kv_policy, window, pool.block_size)
+    fits = max_sink_tokens(kv_policy, window, pool.block_size)
     if number > fits and prompt_tokens + output_tokens > kv_policy.segment:
         raise PolicyError(
             SINK_TOKENS,

@@ -65,12 +65,12 @@ def _require_segment(vllm_config: Any, kv_policy: KVPolicy) -> None:
     if limit is not None and limit <= kv_policy.segment:
         return  # no stream fills it
     block = vllm_config.cache_config.block_size
-    least = segments.least_tokens(kv_policy.sink_tokens, kv_policy.window, block)
-    if kv_policy.segment < least:
+    minimum = segments.min_tokens(kv_policy.sink_tokens, kv_policy.window, block)
+    if kv_policy.segment < minimum:
         raise PolicyError(
             "--segment-tokens",
             kv_policy.segment,
-            f"{least} or more: {kv_policy.sink_tokens} sink tokens and a window of "
+            f"{minimum} or more: {kv_policy.sink_tokens} sink tokens and a window of "
             f"{kv_policy.window} must fit, with three blocks of {block} tokens to spare",
         )
 

@@ -16,18 +16,18 @@ from typing import Any
 from vllm_sink.compat.attached import Attached
 from vllm_sink.config.kv_policy import KVPolicy, policy_of
 
-#: The length of a request that has no limit, as the front end is told: the largest integer that
-#: every reader of JSON has, so that any ``max_tokens`` that a client can mean is taken. What the
-#: engine is told in its place is settled with the request's other parameters.
-UNLIMITED = (1 << 53) - 1
+#: The largest integer that every reader of JSON has (RFC 8259, section 6). Where a stream has no
+#: limit it is the front end's ``max_model_len``, so that any ``max_tokens`` that a client can mean
+#: is taken; ``segments.ENDLESS_TOKENS`` is what the engine gets in its place.
+MAX_JSON_INTEGER = (1 << 53) - 1
 
 #: On the front end's ``ModelConfig``: the length that clients are told instead.
 _CONTEXT: Attached[int | None] = Attached("sink_context", None)
 
 
 def longest(kv_policy: KVPolicy) -> int:
-    """The most tokens of a request, prompt and output together."""
-    return kv_policy.stream_tokens or UNLIMITED
+    """The maximum length of a request, prompt and output together."""
+    return kv_policy.stream_tokens or MAX_JSON_INTEGER
 
 
 def separate_front_end_config(

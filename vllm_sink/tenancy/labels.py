@@ -30,12 +30,12 @@ class Labels:
     room for another, or the series would grow without bound after all.
 
     Args:
-        most: names that get a label of their own.
+        max_labels: names that get a label of their own.
         plain: labels are the names themselves.
     """
 
-    def __init__(self, most: int, plain: bool) -> None:
-        self._most = most
+    def __init__(self, max_labels: int, plain: bool) -> None:
+        self._max_labels = max_labels
         self._plain = plain
         self._labels: dict[str, str] = {}
 
@@ -46,7 +46,7 @@ class Labels:
         if name in (OTHER, NONE):
             return name
         if name not in self._labels:
-            if len(self._labels) >= self._most:
+            if len(self._labels) >= self._max_labels:
                 return OTHER
             self._labels[name] = name if self._plain else hashed(name)
         return self._labels[name]

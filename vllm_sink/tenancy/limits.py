@@ -170,9 +170,9 @@ class TenantCounts:
             VLLMValidationError: 400, it is more than there ever can be.
             GracefulHTTPError: 429, naming the limit, what there is, and when to come again.
         """
-        own = self._account(tenant.name)
-        own.limits = self.limits_of(tenant)
-        self._require(f"tenant {tenant.name!r}", own, FLAGS, demand, prompt_tokens)
+        account = self._account(tenant.name)
+        account.limits = self.limits_of(tenant)
+        self._require(f"tenant {tenant.name!r}", account, FLAGS, demand, prompt_tokens)
         self._require("this server", self._all, _TOTAL_FLAGS, demand, prompt_tokens)
 
     def _require(
