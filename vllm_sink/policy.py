@@ -86,7 +86,7 @@ def max_blocks(
         block_size: tokens in a block.
     """
     span = min(window_tokens - 1 + in_flight_tokens, total_tokens)
-    # One more block, since the window may begin anywhere inside its first block.
+    # One more block, because the window may begin anywhere inside its first block.
     windowed = cdiv(span, block_size) + 1 + sink_blocks(sink_tokens, block_size)
     return min(windowed, cdiv(total_tokens, block_size))
 
@@ -102,7 +102,7 @@ def reach(window_tokens: int, layers: int) -> int:
 
 
 def rebuild(tokens: Sequence[int], sinks: int, window_tokens: int, layers: int) -> list[int]:
-    """What suffices of a stream's tokens to go on elsewhere exactly as it would have gone on.
+    """The tokens of a stream from which it continues elsewhere exactly as it would have here.
 
     Its sinks, and the tokens within its ``reach``: everything between has left no trace. However
     long the stream was, a server that has none of it computes no more than these.

@@ -1,4 +1,4 @@
-"""Whether a vLLM has what this package leans on, told from its sources; a version says nothing.
+"""Whether a vLLM has what this package leans on, by its sources; a version says nothing.
 
 ``check`` looks at any vLLM, installed or only unpacked; ``require`` refuses an installed one before
 an engine is made, with the name of what is missing. ``check_ray`` and ``require_ray`` do the same
@@ -259,7 +259,7 @@ def require() -> str | None:
     if version() not in KNOWN_VERSIONS:
         return (
             f"vLLM {version()} has not been tested with this vllm-sink (tested: "
-            f"{', '.join(KNOWN_VERSIONS)}); everything it needs is there, so it goes on"
+            f"{', '.join(KNOWN_VERSIONS)}); everything it needs is there, so it starts"
         )
     return None
 

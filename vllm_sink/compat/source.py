@@ -89,7 +89,7 @@ class Module:
 def forget() -> None:
     """Let go of every tree that was read.
 
-    They are millions of objects, which a process that goes on would walk at each of its garbage
+    They are millions of objects, which a process that lives on would walk at each of its garbage
     collections: a second each time.
     """
     for read in (_parsed, _definitions, _attributes):

@@ -6,8 +6,8 @@ and give it back by vLLM's own preemption, which takes the last of ``running``, 
 first. So a stream always gets its blocks, and is never preempted for another's sake.
 
 *The others* are admitted and preempted as in vLLM. Those that fit pass those that do not
-(``waiting.py``); whoever was passed for long may preempt those that passed. Nobody waits longer
-than ``--sink-queue-timeout``.
+(``waiting_queue.py``); one that was passed for long may preempt those that passed. None waits
+longer than ``--sink-queue-timeout``.
 """
 
 from __future__ import annotations
@@ -257,7 +257,7 @@ class Admission(_Base):
             return
 
     def _victims(self) -> list[Request]:
-        """Whom vLLM would preempt, one after the other."""
+        """The requests that vLLM would preempt, in that order."""
         others = [r for r in self.running if not server_fields(r).stream]
         if self.policy == SchedulingPolicy.PRIORITY:
             return sorted(others, key=lambda r: (r.priority, r.arrival_time), reverse=True)

@@ -172,7 +172,7 @@ class RollingStreams(_Base):
     def _cut(self, request: Request, a: int, b: int, prompt_cut: int) -> None:
         output_cut = b - a - prompt_cut
         at = max(a, request.num_prompt_tokens) - request.num_prompt_tokens
-        # In place, since vLLM holds views of these two; the prompt's list may be the worker's too.
+        # In place, because vLLM holds views of both; the prompt's list may be the worker's too.
         del request._all_token_ids[a:b]
         del request._output_token_ids[at : at + output_cut]
         if prompt_cut:

@@ -6,7 +6,7 @@ free blocks nobody is scheduled. Here those that fit pass it:
 ::
 
     rank 0   streams, first come first served (or by priority)
-    rank 1   the others: first those for which room was made, since they have waited too long;
+    rank 1   the others: first those for which room was made, having waited too long;
              then the preempted ones; then new ones, in turns among their tenants
 
     sizes    5 blocks: [r7, r9]    6: [r2]    40: [r1, r4]      one heap for each size
@@ -52,7 +52,7 @@ class _Entry:
         blocks: what must be free to schedule it, if none of it is cached.
         since: when it began to wait, by the monotonic clock.
         waits: False once it left.
-        pause: steps after which it is tried again, since it was tried in vain.
+        pause: steps after which it is tried again, having been tried in vain.
         next_try: the step from which it is.
     """
 

@@ -96,13 +96,13 @@ METRICS: dict[str, Metric] = {
         Metric(
             "counter",
             "streams_ended_unsent",
-            "Streams that were ended since more than --sink-max-unsent-mib of them waited.",
+            "Streams that were ended because more than --sink-max-unsent-mib of them waited.",
         ),
         Metric("counter", "admissions", "Streams let in; once more after a preemption."),
         Metric(
             "counter",
             "admissions_refused",
-            "Requests told to come later: streams without room, or those that waited too long.",
+            "Requests refused for now: streams without room, or those that waited too long.",
             ("reason",),
         ),
         Metric(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vllm.v1.metrics.stats import SchedulerStats
 
 
-#: The last message of each engine that this process reads, for whoever decides by it.
+#: The last message of each engine that this process reads, for the autoscaler.
 LAST: dict[int, StreamStats] = {}
 
 

@@ -13,7 +13,7 @@ class FrontEndCounts:
         most_unsent_bytes: that a stream may leave unsent.
         unsent_bytes: of answers that wait for their clients, when they were last summed up.
         summed: when that was, by the monotonic clock.
-        ended_unsent: streams that were ended so far, since too much of them waited.
+        ended_unsent: streams that were ended so far because too much of them waited.
     """
 
     most_unsent_bytes: int = 0

@@ -42,7 +42,7 @@ def check(
         kv_policy: of the engine.
         vllm_config: of the engine's front.
         system_tokens: length of the prompt's leading system message, where it is known.
-        served: its client can be told to come again later.
+        served: a client waits for it that can be refused for now.
 
     Raises:
         VLLMValidationError: HTTP 400, naming the field, the value and what is allowed.

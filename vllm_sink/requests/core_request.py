@@ -28,8 +28,8 @@ class ServerFields:
         tenant: whose it is; None where nobody looked.
         stream: it may outgrow what can be computed again: its blocks are promised to it when it
             comes, and it is never preempted for another's sake.
-        served: somebody waits for it who can be told to come again later, and should not wait for
-            ever; not so where an engine is used from Python.
+        served: a client waits for it that can be refused for now, and should not wait without end;
+            not so where an engine is used from Python.
     """
 
     tenant: str | None = None

@@ -32,7 +32,7 @@ def settle_length(params: Any, prompt_tokens: int, longest: int, default: int | 
 def default_max_tokens(configured: int | None, native_context: int, prompt_tokens: int) -> int:
     """The answer's length where a request names none.
 
-    As in vLLM it ends where the model's context does. A prompt that vLLM would refuse, since it
+    As in vLLM it ends where the model's context does. A prompt that vLLM would refuse because it
     fills the context by itself, gets an answer of the context's length.
 
     Args:

@@ -1,4 +1,4 @@
-"""What the engine core refuses or gives up, as the client is told: a status of HTTP and a text.
+"""What the engine core refuses or gives up, as the client gets it: an HTTP status and a text.
 
 vLLM's core can end a request with an error and no more (``FinishReason.ERROR``, HTTP 500). The
 status travels in the ``stop_reason`` of such an output, which only the core writes.
@@ -51,7 +51,7 @@ class RefusedError(Exception):
     """The scheduler does not take a request.
 
     Attributes:
-        refusal: what its client is told.
+        refusal: what its client gets.
     """
 
     def __init__(self, refusal: Refusal) -> None:

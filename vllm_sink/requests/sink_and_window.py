@@ -124,7 +124,7 @@ def check_sink_tokens(
         )
     number = require_int(SINK_TOKENS, value, 0)
     if kv_policy.name == "window" and number:
-        raise PolicyError(SINK_TOKENS, number, "0, since the server runs --kv-policy window")
+        raise PolicyError(SINK_TOKENS, number, "0: the server runs --kv-policy window")
     if number > prompt_tokens:
         raise PolicyError(SINK_TOKENS, number, f"0 to {prompt_tokens}, the length of the prompt")
     maximum = kv_policy.native - window

@@ -1,7 +1,7 @@
 """A replica that goes: it takes nothing new, lets streams finish, and tells the rest why they end.
 
 vLLM's ``--shutdown-timeout`` lets requests finish for so long and then kills the engine; its API
-server then waits for clients that wait for it, for ever, and until then takes requests that it
+server then waits for clients that wait for it, without end, and meanwhile takes requests that it
 throws away. An endless stream never finishes by itself. So a little before the time is up what
 still runs is ended with an error that says so; its client continues elsewhere, from its history.
 """
@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
-#: What a client is told, in an error of this type.
+#: What a client gets, in an error of this type.
 ENDED = (
     "this server is shutting down and the stream was still running: send the conversation again, "
     "with the same x-session-id, to go on elsewhere"

@@ -38,7 +38,7 @@ class DrainMiddleware:
             return
         drain = drain_of(engine)
         if scope["method"] != "POST":
-            # /metrics is read on; /health tells whoever sends requests to stop.
+            # /metrics is still read; /health tells the sender of requests to stop.
             if drain.begun and scope["path"] == "/health":
                 await _answer(send, REFUSED)
             else:

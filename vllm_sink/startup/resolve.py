@@ -30,7 +30,7 @@ class Plan:
     def max_model_len(self) -> int:
         """vLLM's own limit, that of its bookkeeping: a segment.
 
-        The front end is told the stream's (``vllm_sink/streaming/front_end_max_len.py``).
+        The front end has the stream's (``vllm_sink/streaming/front_end_max_len.py``).
         """
         segment = self.kv_policy.segment
         return min(segment, self.max_stream_tokens or segment)

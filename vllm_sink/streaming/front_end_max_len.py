@@ -1,4 +1,4 @@
-"""How long a request may be, as everything in front of the engine is told.
+"""The maximum length of a request, in front of the engine.
 
 vLLM has one number for two things, ``model_config.max_model_len``: the size of the scheduler's and
 the worker's buffers, and the length at which the front end refuses or cuts a request (the
@@ -21,7 +21,7 @@ from vllm_sink.config.kv_policy import KVPolicy, policy_of
 #: is taken; ``segments.ENDLESS_TOKENS`` is what the engine gets in its place.
 MAX_JSON_INTEGER = (1 << 53) - 1
 
-#: On the front end's ``ModelConfig``: the length that clients are told instead.
+#: On the front end's ``ModelConfig``: the length that clients see instead.
 _CONTEXT: Attached[int | None] = Attached("sink_context", None)
 
 
@@ -51,7 +51,7 @@ def separate_front_end_config(
 async def name_context(respond: Callable[..., Any], serving: Any, *args: Any, **kwargs: Any) -> Any:
     """A response with ``max_model_len``, where a client finds how long a request may be.
 
-    Clients count what is left of it, or cut their history to it: they are told where a request ends
+    Clients count what is left of it, or cut their history to it: they see where a request ends
     that does not ask for more.
     """
     response = await respond(*args, **kwargs)

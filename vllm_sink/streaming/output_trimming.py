@@ -22,7 +22,7 @@ from vllm_sink.compat.attached import Attached
 
 #: Tokens, and characters, that are kept: no UTF-8 sequence is longer.
 KEEP = 256
-#: Tokens after which the rest is dropped: seldom enough to cost nothing.
+#: Tokens after which the rest is dropped: rarely enough to cost nothing.
 EVERY = 2048
 
 #: On vLLM's ``RequestState``: how many tokens were dropped.

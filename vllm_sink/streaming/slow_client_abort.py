@@ -4,7 +4,7 @@ vLLM merges what a client has not taken yet into one output (``RequestOutputColl
 ``v1/engine/output_processor.py``): text, tokens and log-probabilities, for as long as the request
 lives; and of an answer that is wanted in one piece it keeps all of that until the end. An ordinary
 request ends before that matters. A stream does not: past ``--sink-max-unsent-mib`` it is ended, as
-if its client had left, is told all that was waiting, and ``"finish_reason": "abort"``.
+if its client had left; it gets all that was waiting, and ``"finish_reason": "abort"``.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 vLLM answers an error to one client where it reads a request (``EngineCoreProc.
 process_input_sockets``); where it adds one to the scheduler (``EngineCoreProc.
 _handle_client_request``) an exception ends the engine, and every stream with it. What a *step*
-raises belongs to no request: there vLLM has no place to end one, and every client is told that the
-engine is dead. patches/vllm-0.32/0012 has what it would take.
+raises belongs to no request: there vLLM has no place to end one, and every client gets the error
+that the engine is dead. patches/vllm-0.32/0012 has what it would take.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A reader of vLLM's ``MessageQueue`` (``distributed/device_communicators/shm_broadcast.py``) that has
 had a message within a second looks at shared memory alone. The socket that would wake it is left
 unread, and for every message ZeroMQ keeps 41 bytes of notices in the reader's process until
-somebody looks: with streams that do not end, for ever. So the socket is looked at now and then.
+somebody looks: with streams that do not end, without bound. So the socket is read regularly.
 """
 
 from __future__ import annotations
@@ -28,6 +28,6 @@ def read_notices(record_read: Callable[..., None], condition: Any) -> None:
     messages = _MESSAGES.get(condition) + 1
     _MESSAGES.set(condition, messages)
     if messages % EVERY == 0:
-        # Asked for its events, a socket works off what its I/O thread has told it. The message
-        # itself stays for whoever waits.
+        # Asked for its events, a socket processes what its I/O thread has sent it. The message
+        # itself stays for its reader.
         condition.local_notify_socket.getsockopt(zmq.EVENTS)

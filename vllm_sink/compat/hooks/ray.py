@@ -10,7 +10,7 @@ RAY_WRAPS = (
     Installed(
         "wraps",
         f"{_REPLICA_RAY}.perform_graceful_shutdown",
-        "a replica's own code is told nothing of its end before all requests have ended",
+        "a replica's own code learns nothing of its end before all requests have ended",
         by="vllm_sink.serving.ray.replica:drain_replica",
         places=("replica",),
         until="Ray Serve tells a replica that it is to end",

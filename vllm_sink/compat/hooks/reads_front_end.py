@@ -24,7 +24,7 @@ READS = (
     ),
     *reads(
         _STATE,
-        "spans are told in indices of the whole answer",
+        "spans are in indices of the whole answer",
         "weight_version_starts",
         optional=True,
     ),
@@ -84,7 +84,7 @@ READS = (
     ),
     *reads(
         "vllm.v1.engine.async_llm:AsyncLLM",
-        "the front end is told how long a stream may be",
+        "the front end has the maximum length of a stream",
         "vllm_config",
         "model_config",
         "input_processor",
@@ -92,7 +92,7 @@ READS = (
     ),
     *reads(
         "vllm.v1.engine.llm_engine:LLMEngine",
-        "the front end is told how long a stream may be",
+        "the front end has the maximum length of a stream",
         "vllm_config",
         "model_config",
         "input_processor",
@@ -100,14 +100,14 @@ READS = (
     ),
     *reads(
         "vllm.v1.engine.input_processor:InputProcessor",
-        "the front end is told how long a stream may be",
+        "the front end has the maximum length of a stream",
         "vllm_config",
         "model_config",
         "renderer",
     ),
     *reads(
         "vllm.renderers.base:BaseRenderer",
-        "the front end is told how long a stream may be",
+        "the front end has the maximum length of a stream",
         "model_config",
         "config",
     ),
@@ -140,7 +140,7 @@ READS = (
         "stop",
         "num_output_tokens",
     ),
-    *reads(_SPIN, "its socket is looked at now and then", "local_notify_socket"),
+    *reads(_SPIN, "its socket is read regularly", "local_notify_socket"),
     *reads(
         "vllm.v1.engine.detokenizer:FastIncrementalDetokenizer",
         "which tokens are skipped",

@@ -63,7 +63,7 @@ READS = (
     ),
     *reads(
         "vllm.v1.worker.utils:AttentionGroup",
-        "whoever builds metadata is told a batch's sinks",
+        "what builds metadata gets a batch's sinks",
         "metadata_builders",
     ),
     *reads(

@@ -82,7 +82,7 @@ _REQUESTS = (
         f"{_ASYNC}.add_request",
         "requests.entry:entered",
         "every request of a server enters here, in the task that answers it: a tenant's limits, "
-        "prompts that come in pieces, and what the client is told",
+        "prompts that come in pieces, and what the client gets",
         "request_id",
         "prompt",
         "params",
@@ -147,7 +147,7 @@ _LENGTHS = (
     _wrap(
         "vllm.entrypoints.openai.models.serving:OpenAIModelRegistry.show_available_models",
         "streaming.front_end_max_len:name_context",
-        "max_model_len is what clients are told of a request's length, and a stream has none",
+        "max_model_len is what clients see of a request's length, and a stream has none",
     ),
     _wrap(
         "vllm.entrypoints.serve.tokenize.serving:ServingTokenization.create_tokenize",
@@ -169,7 +169,7 @@ _ANSWERS = (
     _wrap(
         f"{_STATE}._weight_version_spans",
         "streaming.output_trimming:count_trimmed_in_spans",
-        "spans are told in indices of the whole answer",
+        "spans are in indices of the whole answer",
         optional=True,
         until="RequestState drops what it has sent (RequestOutputKind.DELTA)",
     ),
@@ -196,7 +196,7 @@ _ANSWERS = (
     _wrap(
         f"{_ASYNC}.shutdown",
         "serving.drain:drain_first",
-        "streams are told why they end before their engine does; --shutdown-timeout kills it "
+        "clients learn why their streams end before the engine does; --shutdown-timeout kills it "
         "under them",
         until="vLLM's shutdown ends what still runs with an error of its own",
     ),
