@@ -292,7 +292,7 @@ def test_tokens_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits.time, "monotonic", lambda: now[0])
     front = Front(tokens_per_minute=600)  # ten a second
     front.add("a", tokens=400)
-    front.counts.said("a-0", 150)
+    front.counts.spent("a-0", 150)
     with pytest.raises(GracefulHTTPError, match="600 tokens a minute") as refused:
         front.enter(tokens=100)
     assert refused.value.retry_after == 5  # type: ignore[attr-defined]
@@ -300,7 +300,7 @@ def test_tokens_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     now[0] += 5
     front.add("b", tokens=100)
     # What a stream says is spent when it was said; a prompt of more than a minute's waits for all.
-    front.counts.said("a-0", 1200)
+    front.counts.spent("a-0", 1200)
     with pytest.raises(GracefulHTTPError, match="Try again in 180 seconds"):
         front.enter(tokens=5000)
     now[0] += 180

@@ -114,13 +114,13 @@ class V1RunnerTables(RunnerTables):
         apply_penalties: Callable[..., torch.Tensor],
         sampler: Any,
         logits: torch.Tensor,
-        metadata: Any,
+        sampling_metadata: Any,
         output_token_ids: list[list[int]],
     ) -> torch.Tensor:
         """The sampler's ``apply_penalties``: counts the tokens that have rolled out, too."""
         histories: list[PenaltyHistory | None] = []
-        if self.histories and not metadata.no_penalties:
+        if self.histories and not sampling_metadata.no_penalties:
             histories = [self.histories.get(name) for name in self.runner.input_batch.req_ids]
         if not any(histories):
-            return apply_penalties(logits, metadata, output_token_ids)
-        return apply_with_history(histories, logits, metadata, output_token_ids)
+            return apply_penalties(logits, sampling_metadata, output_token_ids)
+        return apply_with_history(histories, logits, sampling_metadata, output_token_ids)
