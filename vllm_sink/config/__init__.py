@@ -1,0 +1,1 @@
+"""What an operator sets, as ``additional_config`` carries it to every process."""

@@ -1,0 +1,1 @@
+"""What an endless answer needs in front of the engine."""

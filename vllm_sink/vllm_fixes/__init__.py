@@ -1,0 +1,1 @@
+"""Workarounds for faults of vLLM itself; each says upstream's issue, and when it can go."""
