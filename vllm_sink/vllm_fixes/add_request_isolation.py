@@ -6,8 +6,8 @@ _handle_client_request``) an exception ends the engine, and every stream with it
 raises belongs to no request: there vLLM has no place to end one, and every client gets the error
 that the engine is dead. patches/vllm-0.32/0012 has what it would take.
 
-Upstream: none known. Can go when ``EngineCoreProc`` answers an error of ``add_request`` to the client
-whose request it is.
+Upstream: none known. Can go when ``EngineCoreProc`` answers an error of ``add_request`` to the
+client whose request it is.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ vLLM samples after every chunk and, for all but the last, winds the request's ge
 numbers drawn (``GPUModelRunner._bookkeeping_sync``). A CPU generator has no offset to wind back:
 the engine dies of it, with every stream on it. One that remembers its state can do without.
 
-Upstream: none known of vLLM itself ("CPU Generator does not use offset" in qualcomm/vllm-qaic#92). Can
-go when the V1 runner does not draw for rows whose prompt is not complete.
+Upstream: none known of vLLM itself ("CPU Generator does not use offset" in qualcomm/vllm-qaic#92).
+Can go when the V1 runner does not draw for rows whose prompt is not complete.
 """
 
 from __future__ import annotations

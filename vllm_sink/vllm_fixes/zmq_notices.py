@@ -5,8 +5,8 @@ had a message within a second looks at shared memory alone. The socket that woul
 unread, and for every message ZeroMQ keeps 41 bytes of notices in the reader's process until
 somebody looks: with streams that do not end, without bound. So the socket is read regularly.
 
-Upstream: the notices came with vllm-project/vllm#28053; vllm-project/vllm#52814 makes the busy window
-a setting. Can go when ``SpinCondition`` reads its socket while it is busy.
+Upstream: the notices came with vllm-project/vllm#28053; vllm-project/vllm#52814 makes the busy
+window a setting. Can go when ``SpinCondition`` reads its socket while it is busy.
 """
 
 from __future__ import annotations
