@@ -7,6 +7,7 @@ refused, and vLLM's own settings name the scheduler, the worker and the attentio
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -88,6 +89,7 @@ def _create(engine_args: Any, kv_policy: KVPolicy, create: Callable[[], Any]) ->
         logger.warning(warning)
     features.refuse_arguments(engine_args)
     model = read_model(engine_args)
+    given = copy.copy(engine_args)  # vLLM writes into them while it makes the config
     wanted = engine_args.max_model_len
     limit = None if wanted in (None, -1) else wanted
     kv_policy = replace(models.resolve(kv_policy, model), stream_tokens=limit)
@@ -107,7 +109,7 @@ def _create(engine_args: Any, kv_policy: KVPolicy, create: Callable[[], Any]) ->
     finally:
         engine_args.max_model_len = wanted
     _require_segment(vllm_config, kv_policy)
-    models.refuse_features(vllm_config)
+    models.refuse_features(vllm_config, given)
     choice = providers.choose(kv_policy.sink_attention, models.traits(vllm_config, model))
     kv_policy = replace(kv_policy, provider=choice.name)
     vllm_config.additional_config[CONFIG_KEY] = kv_policy.to_config()
@@ -154,18 +156,11 @@ def _require_segment(vllm_config: Any, kv_policy: KVPolicy) -> None:
 def _refuse_overrides(engine_args: Any) -> None:
     """Refuse settings of the user's that the policy would have to overwrite."""
     if engine_args.worker_cls not in ("auto", *_WORKERS.values()):
-        raise UnsupportedError(
-            f"--worker-cls {engine_args.worker_cls} with --kv-policy: the policy has its own"
-        )
+        raise features.refusal("--worker-cls", engine_args.worker_cls)
     if engine_args.scheduler_cls not in (None, *_SCHEDULERS.values()):
-        raise UnsupportedError(
-            f"--scheduler-cls {engine_args.scheduler_cls} with --kv-policy: the policy has its own"
-        )
+        raise features.refusal("--scheduler-cls", engine_args.scheduler_cls)
     if getattr(engine_args, "attention_backend", None) is not None:
-        raise UnsupportedError(
-            f"--attention-backend {engine_args.attention_backend} with --kv-policy: the policy has "
-            "its own"
-        )
+        raise features.refusal("--attention-backend", engine_args.attention_backend)
 
 
 _WORKERS = {

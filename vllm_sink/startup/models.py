@@ -82,7 +82,7 @@ def examine(model_config: Any) -> Model:
         (a for a in model_config.architectures if a in MODELS), model_config.architectures[0]
     )
     if model_config.runner_type != "generate":
-        raise UnsupportedError(f"--runner {model_config.runner_type}: only generation has streams")
+        raise features.refusal("--runner", model_config.runner_type)
     if model_config.use_mla:
         raise UnsupportedError(
             f"{architecture}: multi-head latent attention keeps a compressed key for position and "
@@ -191,10 +191,13 @@ def traits(vllm_config: Any, model: Model) -> Traits:
     )
 
 
-def refuse_features(vllm_config: Any) -> None:
+def refuse_features(vllm_config: Any, engine_args: Any = None) -> None:
     """Refuse the settings that the policy does not hold for: rows of the table of features.
 
+    Args:
+        engine_args: what the config was made of; an error then names the flags as given.
+
     Raises:
-        UnsupportedError: naming the flag and the reason.
+        UnsupportedError: naming the flag, its value, the reason and what is allowed.
     """
-    features.refuse_config(vllm_config)
+    features.refuse_config(vllm_config, engine_args)
