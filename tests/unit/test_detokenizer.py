@@ -19,16 +19,15 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.detokenizer import IncrementalDetokenizer
 
 from vllm_sink.streaming import output_trimming
+from vllm_sink.vllm_fixes.byte_decode_stream import ByteDecodeStream
+from vllm_sink.vllm_fixes.decode_stream import LOOK_BACK
 from vllm_sink.vllm_fixes.detokenizer import (
-    LIMIT,
-    LOOK_BACK,
-    ByteDecodeStream,
     FastDetokenizer,
     SlowDetokenizer,
-    TextDecodeStream,
-    Vocabulary,
     with_decode_streams,
 )
+from vllm_sink.vllm_fixes.text_decode_stream import LIMIT, TextDecodeStream
+from vllm_sink.vllm_fixes.vocabulary import Vocabulary
 
 MARK = "\ufffd"
 SMOLLM = Path(__file__).parents[2] / "models" / "smollm2-135m-instruct"
