@@ -1,4 +1,4 @@
-"""A replica: ``ray.serve.llm``'s server, which counts its streams and drains as plain vLLM does."""
+"""A replica: ``ray.serve.llm``'s server that reports its load and drains as ``vllm serve`` does."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vllm_sink.serving.ray.autoscaling import report
 if TYPE_CHECKING:
     from vllm_sink.requests.client_request import Caller
 
-#: A replica's process has one engine, and ends with it.
+#: One for the process: a replica's process has one engine, and ends with it.
 DRAIN = Drain()
 
 
@@ -27,7 +27,7 @@ class StreamServer(LLMServer):
     """Ray's ``LLMServer`` for engines under the policy."""
 
     async def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]
-        # Ray tells a replica's own code nothing of its end before all requests have ended.
+        # Ray calls a replica's own code only after all requests have ended, which streams do not.
         compat.wrap(Replica, "perform_graceful_shutdown", draining)
         await super().__init__(*args, **kwargs)
 
@@ -37,7 +37,7 @@ class StreamServer(LLMServer):
         return StreamEngine
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """What the controller scales by (Ray Serve calls this)."""
+        """The metrics that the controller scales by; Ray Serve calls this."""
         from vllm_sink.metrics.export import LAST
 
         return report(next(iter(LAST.values()), None))
@@ -54,7 +54,7 @@ class StreamServer(LLMServer):
         from vllm_sink.serving.request_middleware import from_request
 
         if DRAIN.begun:
-            return refused()
+            return shutting_down()
         headers = {} if raw_request_info is None else raw_request_info.headers
         caller = from_request(headers, request)
         CALLER.set(caller)
@@ -68,7 +68,7 @@ class StreamServer(LLMServer):
 
 
 def draining(perform: Callable[..., Any]) -> Callable[..., Any]:
-    """``Replica.perform_graceful_shutdown`` that lets the streams know how long they have."""
+    """``Replica.perform_graceful_shutdown`` that starts the streams' grace period first."""
 
     async def shut_down(self: Any) -> None:
         DRAIN.begin(grace(self._deployment_config.graceful_shutdown_timeout_s))
@@ -77,18 +77,23 @@ def draining(perform: Callable[..., Any]) -> Callable[..., Any]:
     return shut_down
 
 
-async def refused() -> AsyncGenerator[Any, None]:
-    """The answer to what comes after the end was announced."""
+async def shutting_down() -> AsyncGenerator[Any, None]:
+    """The answer to a request that arrives while the replica shuts down: HTTP 503."""
     yield _error(REFUSED)
 
 
 async def with_reasons(
     answer: AsyncGenerator[Any, None], streamed: bool, caller: Caller | None = None
 ) -> AsyncGenerator[Any, None]:
-    """An answer that ends with a reason where its replica must go.
+    """An answer that ends with an error where the grace period of its replica is over.
 
-    What the door refuses is answered with its status; a streamed answer of vLLM's would begin and
-    have the error in its first event.
+    A refused request is answered with the status of its refusal; vLLM's own streamed answer would
+    begin with HTTP 200 and have the error in its first event.
+
+    Args:
+        answer: the parts of Ray's answer.
+        streamed: the client gets them as events.
+        caller: of the request; it has the refusal, if there is one.
     """
     from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
     from vllm.exceptions import GracefulHTTPError
@@ -106,8 +111,8 @@ async def with_reasons(
                     return
                 result = part.result()
                 if not began and caller is not None and caller.refusal is not None:
-                    told = create_error_response(caller.refusal).error
-                    yield _error(told.message, HTTPStatus(told.code))
+                    error_info = create_error_response(caller.refusal).error
+                    yield _error(error_info.message, HTTPStatus(error_info.code))
                     return
                 yield result
                 began = True
@@ -117,8 +122,8 @@ async def with_reasons(
             yield _error(error.message, HTTPStatus(error.http_status))
         finally:
             expiry.cancel()
-            # Waiting for a part does not end with us, where the client has left; nor can a
-            # generator be closed under it.
+            # A client that leaves ends this generator, not the task that waits for a part; and a
+            # generator that is being waited for cannot be closed.
             if part is not None and not part.done():
                 part.cancel()
                 await asyncio.gather(part, return_exceptions=True)
