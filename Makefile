@@ -94,7 +94,7 @@ build/schemas/node_modules: tests/deploy/schemas/package.json
 	@if command -v npm >/dev/null; then \
 		npm install --silent --no-audit --no-fund --prefix build/schemas && touch $@; fi
 
-features: env ## write docs/features.md from vllm_sink/startup/features.py
+features: env ## write docs/features.md from vllm_sink/startup/features/
 	$(VENV)/python -m vllm_sink.startup.features
 
 dashboard: env ## write deploy/monitoring/dashboard.json from its panels

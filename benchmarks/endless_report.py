@@ -13,15 +13,10 @@ from __future__ import annotations
 import statistics
 from itertools import groupby, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from benchmarks.endless_run import POINTS, Run
 from benchmarks.served import settings
-
-if TYPE_CHECKING:
-    from benchmarks.endless import Run
-
-#: Points of a stream's curve, and samples of the server, that the result keeps.
-POINTS = 250
 
 #: Rounds from which growth is told.
 LEAST_ROUNDS = 3

@@ -17,9 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import record, serving
+from benchmarks import record
 from benchmarks.paper import pictures
-from benchmarks.serving_shapes import LEAD, SHAPES, Shape
+from benchmarks.serving_arguments import PAST_WINDOW, numbers
+from benchmarks.serving_bench import Bench
+from benchmarks.serving_engine import LEAD
+from benchmarks.serving_shapes import SHAPES, Shape
 
 SINK, RECOMPUTE = "sink", "recomputation"
 
@@ -35,7 +38,7 @@ def parse_args() -> argparse.Namespace:
     add("--layers", type=int, help="fewer layers than the shape has, so that more streams fit")
     add(
         "--cache-tokens",
-        type=serving.numbers,
+        type=numbers,
         default=[256, 512, 1024, 2048, 4096],
         help="S + W, several with commas between",
     )
@@ -74,7 +77,7 @@ def parse_args() -> argparse.Namespace:
 
 def one_size(args: argparse.Namespace, cache: int, folder: Path) -> dict[str, Any]:
     """Both sides at one size of the cache."""
-    prompt = cache + serving.PAST_WINDOW
+    prompt = cache + PAST_WINDOW
     coming_in = args.batch * (prompt // args.chunk + 3)
     most = coming_in + (args.rounds + 2) * (LEAD + args.steps) + 16
     told = argparse.Namespace(
@@ -85,7 +88,7 @@ def one_size(args: argparse.Namespace, cache: int, folder: Path) -> dict[str, An
         eager=False,
     )
     told.shape = args.shape.with_context(prompt + most)
-    bench = serving.Bench(told, folder)
+    bench = Bench(told, folder)
     # Prompts that a step can take in, whole or in part, and one more; the others wait.
     at_once = min(args.batch, args.chunk // cache + 2)
     whole = bench.sizes.full_pool(at_once * (cache + bench.sizes.block_size))

@@ -1,4 +1,4 @@
-"""``vllm-sink plan``, ``stream`` and ``top`` as a user runs them, against a real server."""
+"""``vllm-sink stream`` and ``top`` as a user runs them, against a real server."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.e2e.command_line import environment_of_commands, run_command
 from tests.e2e.engines import tiny
 from tests.e2e.servers import Server, environment, serve, until
 from vllm_sink import cli
@@ -37,25 +38,6 @@ ONE_AT_A_TIME = (
 )
 
 
-def _environment(key: str = "") -> dict[str, str]:
-    return environment() | {
-        "VLLM_LOGGING_LEVEL": "ERROR",
-        "VLLM_API_KEY": key,
-        "OPENAI_API_KEY": "",
-    }
-
-
-def _run(*arguments: str, key: str = "", timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "vllm_sink.cli", *arguments],
-        env=_environment(key),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
-
-
 @pytest.fixture(scope="module")
 def server(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     log = tmp_path_factory.mktemp("commands") / "log"
@@ -65,7 +47,7 @@ def server(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 def test_stream(server: Server) -> None:
     """Text on stdout; at the end the status, as arithmetic has it."""
-    ended = _run("stream", server.url, "--prompt", "Call me Ishmael.", "--max-tokens", "300")
+    ended = run_command("stream", server.url, "--prompt", "Call me Ishmael.", "--max-tokens", "300")
     assert ended.returncode == 0, ended.stderr
     assert len(ended.stdout) > 100
     status = ended.stderr.splitlines()[-1]
@@ -84,7 +66,7 @@ def test_stream(server: Server) -> None:
 
 
 def test_stream_as_far_as_the_server_lets_it(server: Server) -> None:
-    ended = _run("stream", server.url, "--prompt", "On and on")
+    ended = run_command("stream", server.url, "--prompt", "On and on")
     assert ended.returncode == 0, ended.stderr
     assert "2,048 tokens | 16.00 x the native context" in ended.stderr.splitlines()[-1]
 
@@ -110,7 +92,7 @@ def test_stream_in_a_terminal(server: Server) -> None:
 
 def test_top(server: Server) -> None:
     server.post("/v1/completions", {"model": "tiny", "prompt": [9] * 200, "user": "me"})
-    ended = _run("top", server.url, "--once", "--interval", "0.5")
+    ended = run_command("top", server.url, "--once", "--interval", "0.5")
     assert ended.returncode == 0, ended.stderr
     lines = ended.stdout.splitlines()
     assert "tiny engine 0  sink S=4 W=60 of 128  attention: torch" in lines[0]
@@ -135,7 +117,7 @@ def test_top(server: Server) -> None:
     ],
 )
 def test_errors_are_one_line(server: Server, arguments: tuple[str, ...], said: str) -> None:
-    ended = _run(*(a.format(url=server.url) for a in arguments))
+    ended = run_command(*(a.format(url=server.url) for a in arguments))
     assert ended.returncode == 2
     assert said in ended.stderr
     assert "Traceback" not in ended.stderr
@@ -145,7 +127,7 @@ def test_a_server_without_the_policy(tiny_folder: Path, tmp_path: Path) -> None:
     flags = ["--dtype", "float32", "--enforce-eager", "--max-num-seqs", "16"]
     with serve(tiny("llama-gqa", tiny_folder), tmp_path / "log", *flags) as plain:
         for command in ("top", "stream"):
-            ended = _run(command, plain.url)
+            ended = run_command(command, plain.url)
             assert ended.returncode == 2
             assert "has no vllm_sink_* metrics" in ended.stderr
 
@@ -164,7 +146,7 @@ def _following(server: Server, folder: Path, *arguments: str) -> Iterator[subpro
     with (folder / "text").open("w") as text:
         process = subprocess.Popen(
             [sys.executable, "-m", "vllm_sink.cli", "stream", server.url, *arguments],
-            env=_environment(KEY),
+            env=environment_of_commands(KEY),
             stdout=text,
             stderr=subprocess.PIPE,
             text=True,
@@ -195,9 +177,9 @@ def _process(server: Server) -> psutil.Process:
 def test_a_key(guarded: Server, command: str) -> None:
     arguments = ("--max-tokens", "5") if command == "stream" else ("--once", "--interval", "0.1")
     for ended in (
-        _run(command, guarded.url, *arguments, "--api-key", KEY),
-        _run(command, guarded.url, *arguments, key=f"{KEY}\n"),
-        _run(command, guarded.url, *arguments, "--api-key", KEY, key="another"),
+        run_command(command, guarded.url, *arguments, "--api-key", KEY),
+        run_command(command, guarded.url, *arguments, key=f"{KEY}\n"),
+        run_command(command, guarded.url, *arguments, "--api-key", KEY, key="another"),
     ):
         assert ended.returncode == 0, ended.stderr
         assert KEY not in ended.stdout + ended.stderr
@@ -214,7 +196,7 @@ def test_a_key(guarded: Server, command: str) -> None:
 def test_no_key_or_a_wrong_one(
     guarded: Server, arguments: tuple[str, ...], key: str, said: str
 ) -> None:
-    ended = _run("stream", guarded.url, *arguments, key=key)
+    ended = run_command("stream", guarded.url, *arguments, key=key)
     assert ended.returncode == 2
     assert said in ended.stderr
     assert "a-wrong-one" not in ended.stdout + ended.stderr
@@ -293,111 +275,3 @@ def test_a_server_that_dies(tiny_folder: Path, tmp_path: Path) -> None:
     assert running.returncode == 1, told
     assert f"error: {dying.url} went away: " in told
     assert "Traceback" not in told
-
-
-def _plan(folder: Path, *arguments: str) -> dict[str, object]:
-    ended = _run("plan", str(folder), "--json", *arguments)
-    assert ended.returncode == 0, ended.stderr
-    told: dict[str, object] = json.loads(ended.stdout)
-    return told
-
-
-def test_plan(tiny_folder: Path) -> None:
-    """2 layers, 2 KV heads, 16 wide, float32: every number by hand."""
-    folder = tiny("llama-gqa", tiny_folder)
-    config = json.loads((folder / "config.json").read_text())
-    head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    token = config["num_hidden_layers"] * config["num_key_value_heads"] * head * 2 * 4
-    told = _plan(folder, "--kv-gib=0.001", "--dtype=float32", "--window-tokens=60", "--bandwidth=1")
-    (row,) = told["windows"]  # type: ignore[misc]
-    assert told["kv_bytes_per_token"] == token
-    # One sink block; the window and the token that comes touch at most three blocks of 32.
-    assert row["blocks_per_stream"] == 4
-    assert row["kv_bytes_per_stream"] == 4 * 32 * token
-    blocks = int(0.001 * 2**30) // (32 * token) - 1
-    assert row["streams"] == int(0.8 * blocks) // 4  # --sink-stream-share
-    assert row["kv_bytes_read_per_token"] == 64 * token
-    weights = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
-    step = row["streams"] * 64 * token + weights
-    assert row["bytes_read_per_step"] == step
-    assert row["most_steps_per_second"] == pytest.approx(1e9 / step)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (
-            "--kv-gib 1 --window-tokens 125",
-            "--window-tokens: 125 is not allowed; allowed: 1 to 124",
-        ),
-        ("--kv-gib 1 --sink-tokens 128", "--sink-tokens: 128 is not allowed"),
-        ("--gpu-gib 1 --overhead-gib 2", "--gpu-gib: 1.0 is not allowed; allowed: more"),
-        ("--kv-gib none", "'none' is not allowed; allowed: a positive number of GiB"),
-    ],
-)
-def test_plan_refuses(tiny_folder: Path, arguments: str, said: str) -> None:
-    ended = _run("plan", str(tiny("llama-gqa", tiny_folder)), *arguments.split())
-    assert ended.returncode in (1, 2)
-    assert said in ended.stderr + ended.stdout
-    assert "Traceback" not in ended.stderr
-
-
-def test_doctor_takes_every_flag_of_a_server(tiny_folder: Path) -> None:
-    """Options before the model, the front end's among them; a refusal has a server's words."""
-    folder = str(tiny("llama-gqa", tiny_folder))
-    flags = "--json --dtype float32 --window-tokens 60 --port 8001 --max-model-len 700 --kv-gib 1"
-    ended = _run("doctor", *flags.split(), folder)
-    assert ended.returncode == 0, ended.stderr
-    verdict = json.loads(ended.stdout)
-    assert verdict["supported"]
-    assert (verdict["window_tokens"], verdict["max_stream_tokens"]) == (60, 700)
-    assert verdict["kv_pool_bytes"] == 2**30
-    ended = _run("doctor", folder, "--grpc")
-    assert ended.returncode == 1
-    assert ended.stdout == (
-        f"{folder}: refused\n  --grpc with --kv-policy: its server has no limits of a tenant, "
-        "no drain and no API key\n"
-    )
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ("--sink-tokens -1", "'-1' is not allowed; allowed: an integer of at least 0"),
-        ("--kv-policy full", "--kv-policy: 'full' is not allowed; allowed: sink or window"),
-        ("--kv-gib none", "'none' is not allowed; allowed: a positive number of GiB"),
-        ("--no-such-flag", "unrecognized arguments: --no-such-flag"),
-    ],
-)
-def test_doctors_errors(
-    tiny_folder: Path, arguments: str, said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """In this process: vLLM is there already."""
-    folder = str(tiny("llama-gqa", tiny_folder))
-    try:
-        status = cli.main(["doctor", folder, *arguments.split()])
-    except SystemExit as ended:  # argparse's own
-        status = int(ended.code or 0)
-    told = capsys.readouterr()
-    assert status == 2
-    assert said in told.err
-    assert told.out == ""
-
-
-def test_doctor_of_no_model(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["doctor"]) == 2
-    assert "MODEL: 'nothing' is not allowed" in capsys.readouterr().err
-
-
-def test_help_does_not_import_vllm() -> None:
-    for arguments in (["--help"], ["doctor", "--help"]):
-        code = (
-            "import atexit, sys; from vllm_sink import cli; "
-            "atexit.register(lambda: print('vllm' in sys.modules)); "
-            f"cli.main({arguments})"
-        )
-        ended = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
-        )
-        assert "doctor" in ended.stdout
-        assert ended.stdout.splitlines()[-1] == "False"

@@ -18,7 +18,8 @@ from vllm_sink.compat import probes
 from vllm_sink.errors import UnsupportedError
 from vllm_sink.plugin import register
 from vllm_sink.startup import features
-from vllm_sink.startup.features import Feature
+from vllm_sink.startup.features import Feature, refuse
+from vllm_sink.startup.features.values import text_of
 from vllm_sink.startup.flags import FROM_COMMAND_LINE
 
 ROOT = Path(__file__).parents[2]
@@ -74,6 +75,7 @@ def test_every_field_is_there() -> None:
 def test_a_row_is_held_or_refused(feature: Feature) -> None:
     if feature.refused:
         assert feature.why
+        assert feature.allowed
         assert feature.flags
         assert bool(feature.set_in or feature.set_by) != bool(feature.elsewhere)
         return
@@ -140,6 +142,33 @@ ASKED = {
     "another worker": "--worker-cls some.Worker",
     "pooling": "--runner pooling",
 }
+#: What an error states of them: the row's flags with their values; here where that is not all of
+#: ``ASKED``, word by word.
+STATED = {
+    "KV events": '--kv-events-config {"enable_kv_cache_events": true, "publisher": "zmq"}',
+    "decode context parallelism": "--decode-context-parallel-size 2",
+    "the Rust front end": "VLLM_USE_RUST_FRONTEND=1",
+    "installed logits processors": "vllm.logits_processors=some",
+    "watermarks in the text": '--watermark-config {"algorithm": "gumbel", "key": "***"}',
+    "sampling masks": "--return-sampling-mask",
+    "routed experts in the answer": (
+        '--enable-return-routed-experts --aux-output-config {"enable_return_routed_experts": true}'
+    ),
+    "diffusion models": '--diffusion-config {"canvas_length": 32}',
+    "encoder caches elsewhere": (
+        '--ec-transfer-config {"ec_connector": "ECExampleConnector", "ec_role": "ec_consumer"}'
+    ),
+    "new weights in a running server": '--weight-transfer-config {"backend": "nccl"}',
+    "several machines": "--nnodes 2",
+    "recovery from faults": "--enable-fault-tolerance",
+    "fully sharded LoRA": "--fully-sharded-loras",
+    "another class for an architecture": (
+        '--model-class-overrides {"LlamaForCausalLM": '
+        '"vllm.model_executor.models.llama:LlamaForCausalLM"}'
+    ),
+    "lm-format-enforcer": "--structured-outputs-config.backend=lm-format-enforcer",
+    "another attention backend, by its config": '--attention-config {"backend": "TORCH_SDPA"}',
+}
 RECIPES = {"decode context parallelism": "falcon-rope-mqa"}
 #: Configs that cannot be made here, and ordinary ones beside them: a part, a field, both values.
 HAND_MADE: dict[str, tuple[str, str, Any, Any]] = {
@@ -157,6 +186,7 @@ HAND_MADE: dict[str, tuple[str, str, Any, Any]] = {
 
 def test_every_refusal_is_tried() -> None:
     assert set(ASKED) == set(REFUSED)
+    assert set(STATED) < set(ASKED)
     assert {*HAND_MADE, "watermarks in the text"} == {
         name for name, feature in REFUSED.items() if feature.hand_made
     }
@@ -212,11 +242,12 @@ def test_refused_at_start_up_and_by_doctor(
         (installed / "entry_points.txt").write_text("[vllm.logits_processors]\nsome = some:P\n")
         monkeypatch.syspath_prepend(tmp_path)
     said = _refusal(_parse(folder, ASKED[name]))
-    assert feature.why in said
-    assert any(flag.partition("=")[0] in said for flag in feature.flags)
+    stated = said.removeprefix("vllm serve: error: ")
+    flags = STATED.get(name, ASKED[name])
+    assert stated == f"{flags} with --kv-policy: {feature.why}; allowed: {feature.allowed}"
     verdict = doctor.diagnose_command(_parse(folder, ASKED[name]), None)
     assert not verdict["supported"]
-    assert verdict["refused"] == said.removeprefix("vllm serve: error: ")
+    assert verdict["refused"] == stated
 
 
 @pytest.mark.parametrize("name", HAND_MADE)
@@ -245,3 +276,36 @@ def test_a_plain_server_is_not_refused(models: dict[str, Path], tmp_path: Path) 
         assert verdict["supported"], verdict
         assert (verdict["sink_tokens"], verdict["window_tokens"]) == (4, 60)
         assert verdict["kv_pool_bytes"] == 2**30
+
+
+# -- what an error states -------------------------------------------------------------------------
+
+
+def test_what_vllm_chose_is_stated_by_its_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No flag of the row was given: a checkpoint can ask for another type of KV by itself."""
+    row = REFUSED["KV of another type than the model's"]
+    monkeypatch.setattr(refuse, "ENGINE", (row,))
+    config = SimpleNamespace(
+        model_config=SimpleNamespace(dtype="torch.bfloat16"),
+        cache_config=SimpleNamespace(cache_dtype="fp8"),
+    )
+    with pytest.raises(UnsupportedError) as refused:
+        features.refuse_config(config, Namespace())
+    assert str(refused.value) == (
+        "--kv-cache-dtype (cache_config.cache_dtype=fp8) with --kv-policy: "
+        f"{row.why}; allowed: {row.allowed}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (2, "2"),
+        (1.0, "1"),
+        (["a", "b"], "a b"),
+        ({"api_key": "hidden", "n": 1}, '{"api_key": "***", "n": 1}'),
+        ("x" * 300, "x" * 200 + "..."),
+    ],
+)
+def test_a_value_as_an_error_states_it(value: object, text: str) -> None:
+    assert text_of(value) == text

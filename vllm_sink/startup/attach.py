@@ -24,15 +24,20 @@ _SCHEDULERS = {
 }
 
 
-def attach(vllm_config: Any, plan: Plan) -> Choice:
+def attach(vllm_config: Any, plan: Plan, engine_args: Any) -> Choice:
     """Name the policy's classes where vLLM asks for a class; the attention provider is chosen here.
+
+    Args:
+        vllm_config: as vLLM made it.
+        plan: of the engine.
+        engine_args: what the config was made of; an error names the flags as given.
 
     Raises:
         PolicyError: a stream has no room in its segment, or in the pool.
-        UnsupportedError: naming the flag and the reason.
+        UnsupportedError: naming the flag, its value, the reason and what is allowed.
     """
     _require_segment(vllm_config, plan.kv_policy)
-    features.refuse_config(vllm_config)
+    features.refuse_config(vllm_config, engine_args)
     traits = models.traits(vllm_config, plan.model)
     choice = providers.choose(plan.kv_policy.sink_attention, traits)
     kv_policy = replace(plan.kv_policy, provider=choice.name)
@@ -43,20 +48,17 @@ def attach(vllm_config: Any, plan: Plan) -> Choice:
 
 
 def refuse_overrides(engine_args: Any) -> None:
-    """Refuse settings of the user's that the policy would have to overwrite."""
+    """Refuse settings of the user's that the policy would have to overwrite.
+
+    Raises:
+        UnsupportedError: naming the flag and its value.
+    """
     if engine_args.worker_cls not in ("auto", *_WORKERS.values()):
-        raise UnsupportedError(
-            f"--worker-cls {engine_args.worker_cls} with --kv-policy: the policy has its own"
-        )
+        raise features.refusal("--worker-cls", engine_args.worker_cls)
     if engine_args.scheduler_cls not in (None, *_SCHEDULERS.values()):
-        raise UnsupportedError(
-            f"--scheduler-cls {engine_args.scheduler_cls} with --kv-policy: the policy has its own"
-        )
+        raise features.refusal("--scheduler-cls", engine_args.scheduler_cls)
     if getattr(engine_args, "attention_backend", None) is not None:
-        raise UnsupportedError(
-            f"--attention-backend {engine_args.attention_backend} with --kv-policy: the policy has "
-            "its own"
-        )
+        raise features.refusal("--attention-backend", engine_args.attention_backend)
 
 
 def _require_segment(vllm_config: Any, kv_policy: KVPolicy) -> None:

@@ -10,6 +10,7 @@ are at hand (``vllm/engine/arg_utils.py``)::
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -72,8 +73,9 @@ def _under_policy(engine_args: Any, kv_policy: KVPolicy, create: Callable[[], An
         logger.warning(warning)
     refuse_overrides(engine_args)
     plan = resolve(engine_args, kv_policy)
+    given = copy.copy(engine_args)  # vLLM writes into them while it makes the config
     vllm_config = build(engine_args, plan, create)
-    choice = attach(vllm_config, plan)
+    choice = attach(vllm_config, plan, given)
     install_front_end(vllm_config)
     _log(plan, choice)
     return vllm_config

@@ -14,6 +14,7 @@ from vllm_sink import segments
 from vllm_sink.attention.providers import Traits
 from vllm_sink.config.kv_policy import KVPolicy
 from vllm_sink.errors import PolicyError, UnsupportedError
+from vllm_sink.startup import features
 
 #: Architectures that tests/e2e/test_architectures.py holds against the reference, token by token.
 MODELS = {
@@ -81,7 +82,7 @@ def examine(model_config: Any) -> Model:
         (a for a in model_config.architectures if a in MODELS), model_config.architectures[0]
     )
     if model_config.runner_type != "generate":
-        raise UnsupportedError(f"--runner {model_config.runner_type}: only generation has streams")
+        raise features.refusal("--runner", model_config.runner_type)
     if model_config.use_mla:
         raise UnsupportedError(
             f"{architecture}: multi-head latent attention keeps a compressed key for position and "

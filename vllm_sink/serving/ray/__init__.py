@@ -1,14 +1,14 @@
-"""Many replicas: Ray Serve's own LLM library (``ray.serve.llm``) with streams that find their way.
+"""Many replicas: Ray Serve's own LLM library (``ray.serve.llm``), with sticky sessions for streams.
 
 ::
 
-    client ── x-session-id ──> ingress (key, reasons) ── Ray's consistent hash ──> replica: vLLM
+    client ── x-session-id ──> ingress (key, errors) ── Ray's consistent hash ──> replica: vLLM
                                                                                     │
               Ray Serve's controller <── load: live streams, promised blocks ───────┘
 
 :func:`app` is for ``serve run`` and for a RayService: it reads the file that ``vllm serve
 --config`` reads. :func:`build` takes ``LLMConfig`` arguments, as ``ray.serve.llm`` does.
-Nothing here imports vLLM before it must: Ray builds applications where there may be no GPU.
+vLLM is imported as late as possible: Ray builds applications where there may be no GPU.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def app(args: dict[str, Any]) -> Application:
     """
     from vllm_sink.serving.ray import settings
 
-    asked = settings.AppArgs.read(args)
-    return build(asked.serving_args(), wait_for_resources_s=asked.wait_for_resources_s)
+    app_args = settings.AppArgs.read(args)
+    return build(app_args.serving_args(), wait_for_resources_s=app_args.wait_for_resources_s)
 
 
 def build(llm_serving_args: dict[str, Any], *, wait_for_resources_s: float = 30.0) -> Application:
@@ -41,16 +41,16 @@ def build(llm_serving_args: dict[str, Any], *, wait_for_resources_s: float = 30.
 
     Args:
         llm_serving_args: as for ``ray.serve.llm.build_openai_app``: ``llm_configs``, and optionally
-            ``ingress_deployment_config``. Whatever they name themselves is left as it is.
-        wait_for_resources_s: how long the cluster may take to have what the replicas need.
+            ``ingress_deployment_config``. What they set stays; defaults fill in the rest.
+        wait_for_resources_s: seconds to wait until the cluster has room for the replicas.
 
     Raises:
-        PolicyError: the cluster has not enough.
-        UnsupportedError: this Ray lacks something that is leaned on.
+        PolicyError: the cluster has no room for them.
+        UnsupportedError: this Ray lacks something that is used here.
     """
     from vllm_sink.compat import probes
 
     probes.require_ray()
-    from vllm_sink.serving.ray import builder  # imports what was probed
+    from vllm_sink.serving.ray import builder  # imports what has been probed
 
     return builder.build(llm_serving_args, wait_for_resources_s)

@@ -1,4 +1,4 @@
-"""Puts the application together from ``ray.serve.llm``'s parts, and sees that it can be placed."""
+"""Builds the application from ``ray.serve.llm``'s parts, once the cluster has room for it."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ from vllm_sink.serving.ray.replica import StreamServer
 
 logger = logging.getLogger(__name__)
 
-#: Ray's own: the same session, the same replica, for as long as there is one. Its fallback takes
-#: another one where the right one is slow to say how busy it is, and the session's cache is lost.
+#: Ray's own router: a session stays with its replica while that is there. The router's fallback
+#: would take another one where the right one is slow to report its queue, and lose the session's
+#: cache.
 ROUTER = {
     "request_router_class": "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter",
     "request_router_kwargs": {"num_fallback_replicas": 0},
 }
 
-#: Ray's own import path of the policy in :mod:`vllm_sink.serving.ray.autoscaling`.
+#: The import path, as Ray wants it, of the policy in :mod:`vllm_sink.serving.ray.autoscaling`.
 AUTOSCALING = "vllm_sink.serving.ray.autoscaling:StreamLoad"
 
-#: Seconds that streams may take to finish when their replica goes; Ray's default is 20.
-GRACE = 300.0
+#: Seconds that streams have to finish when their replica shuts down; Ray's default is 20.
+GRACE_SECONDS = 300.0
 
-#: Seconds from one question how a replica is to the next.
-HEALTH_CHECK = 1.0
+#: Seconds between two health checks of a replica; Ray's default is 10.
+HEALTH_CHECK_SECONDS = 1.0
 
 
 def build(serving_args: dict[str, Any], wait_for_resources_s: float) -> Application:
@@ -47,7 +48,7 @@ def build(serving_args: dict[str, Any], wait_for_resources_s: float) -> Applicat
     require_resources(configs, wait_for_resources_s)
     ingress = {
         **StreamIngress.get_deployment_options(configs),
-        # It holds every stream of its clients: it may take as long as they.
+        # Every stream passes through the ingress: it needs the longest grace period.
         "graceful_shutdown_timeout_s": max(
             c.deployment_config["graceful_shutdown_timeout_s"] for c in configs
         ),
@@ -64,46 +65,49 @@ def build(serving_args: dict[str, Any], wait_for_resources_s: float) -> Applicat
 
 
 def _check_policy(config: LLMConfig) -> None:
-    """Refuse a policy before any replica is started for it.
+    """Refuse a config without a policy, or with a wrong one, before any replica starts.
 
     Raises:
-        PolicyError: naming it.
+        PolicyError: naming the field.
     """
-    additional = config.engine_kwargs.get("additional_config") or {}
-    if CONFIG_KEY not in additional or not KVPolicy.from_config(additional[CONFIG_KEY]).active:
+    additional_config = config.engine_kwargs.get("additional_config") or {}
+    if (
+        CONFIG_KEY not in additional_config
+        or not KVPolicy.from_config(additional_config[CONFIG_KEY]).active
+    ):
         raise PolicyError(
             "additional_config",
-            additional,
+            additional_config,
             f'one with "{CONFIG_KEY}", such as {{"{CONFIG_KEY}": {{"name": "sink"}}}}; '
             "for vLLM unchanged there is ray.serve.llm:build_openai_app",
         )
 
 
 def _set_defaults(config: LLMConfig) -> None:
-    """Sticky sessions, scaling by streams, time to finish; what the user named stays."""
+    """Sticky sessions, scaling by streams, a grace period; what the user set stays."""
     deployment = config.deployment_config
     deployment.setdefault("request_router_config", ROUTER)
-    deployment.setdefault("graceful_shutdown_timeout_s", GRACE)
+    deployment.setdefault("graceful_shutdown_timeout_s", GRACE_SECONDS)
     deployment.setdefault("graceful_shutdown_wait_loop_s", 0.5)
-    # Sessions of a replica that died wait until it is missed; Ray's default is 10 seconds.
-    deployment.setdefault("health_check_period_s", HEALTH_CHECK)
+    # Sessions of a replica that died wait until its next health check fails.
+    deployment.setdefault("health_check_period_s", HEALTH_CHECK_SECONDS)
     scaling = deployment.get("autoscaling_config")
     if isinstance(scaling, dict):
         scaling["policy"] = {"policy_function": AUTOSCALING, **scaling.get("policy", {})}
 
 
-def least_resources(configs: list[LLMConfig]) -> dict[str, float]:
-    """What the replicas that must be there need together, with one CPU for the ingress."""
+def minimum_resources(configs: list[LLMConfig]) -> dict[str, float]:
+    """Resources of all replicas that must be there, and one CPU for the ingress, by Ray's names."""
     needed: dict[str, float] = {"CPU": 1.0}
     for config in configs:
         options = StreamServer.get_deployment_options(config)
         for bundle in options.get("placement_group_bundles", ()):
             for name, amount in bundle.items():
-                needed[name] = needed.get(name, 0.0) + amount * _least_replicas(config)
+                needed[name] = needed.get(name, 0.0) + amount * _minimum_replicas(config)
     return needed
 
 
-def _least_replicas(config: LLMConfig) -> int:
+def _minimum_replicas(config: LLMConfig) -> int:
     deployment = config.deployment_config
     if "num_replicas" in deployment:
         return int(deployment["num_replicas"])
@@ -112,35 +116,37 @@ def _least_replicas(config: LLMConfig) -> int:
 
 
 def require_resources(configs: list[LLMConfig], seconds: float) -> None:
-    """Wait until the cluster has room for the replicas; its nodes may come one by one.
+    """Wait until the cluster has room for the replicas; its nodes may join one by one.
 
-    Ray Serve itself would wait for ever, and say so in its log alone.
+    Ray Serve itself would wait without end, and report it in its log alone.
 
     Raises:
-        PolicyError: it has not, after so many seconds.
+        PolicyError: it has none after ``seconds``.
     """
-    needed = least_resources(configs)
-    said = False
-    end = time.monotonic() + seconds
+    needed = minimum_resources(configs)
+    warned = False
+    deadline = time.monotonic() + seconds
     while True:
-        there = ray.cluster_resources()
-        short = {n: v for n, v in needed.items() if v > there.get(n, 0.0)}
-        if not short:
+        available = ray.cluster_resources()
+        too_little = {n: v for n, v in needed.items() if v > available.get(n, 0.0)}
+        if not too_little:
             return
-        lacking = ", ".join(f"{v:g} {n} of {there.get(n, 0.0):g}" for n, v in short.items())
-        if time.monotonic() > end:
-            replicas = sum(_least_replicas(c) for c in configs)
+        missing = ", ".join(
+            f"{v:g} {n} of {available.get(n, 0.0):g}" for n, v in too_little.items()
+        )
+        if time.monotonic() > deadline:
+            replicas = sum(_minimum_replicas(c) for c in configs)
             raise PolicyError(
                 "min_replicas",
                 replicas,
-                f"fewer, or a larger cluster: they and the ingress need {lacking} that Ray has",
+                f"fewer, or a larger cluster: they and the ingress need {missing} that Ray has",
             )
-        if not said:
-            said = True
+        if not warned:
+            warned = True
             logger.warning(
                 "Replicas and ingress need %s that Ray has: waiting up to %g s for more nodes "
                 "(wait_for_resources_s)",
-                lacking,
+                missing,
                 seconds,
             )
         time.sleep(min(1.0, max(0.05, seconds)))

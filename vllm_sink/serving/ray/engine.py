@@ -10,9 +10,10 @@ from vllm_sink.startup.front_end import install_front_end
 
 
 class StreamEngine(VLLMEngine):
-    """Ray makes a GPU engine's config in a task of its own: what that installs, it installs there.
+    """Installs the front end in the replica's process, where requests arrive.
 
-    The requests are checked and the streams counted here, where they come in.
+    For a GPU engine Ray makes the config in a task of its own, so what
+    ``EngineArgs.create_engine_config`` installs is installed in that task's process.
     """
 
     def _start_async_llm_engine(

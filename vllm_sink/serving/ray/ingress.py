@@ -1,4 +1,4 @@
-"""Ray's OpenAI ingress with an API key, and with a reason where a replica is lost."""
+"""The HTTP ingress: Ray's own for OpenAI's API, with an API key and an error for a lost replica."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from vllm_sink.errors import PolicyError
 from vllm_sink.serving.drain import ERROR_TYPE, STATUS
 from vllm_sink.serving.drain_middleware import last_event
 
-#: What vLLM reads its key from; a Secret puts it there.
+#: The environment variable that vLLM reads its API key from; a Secret sets it.
 KEY_VARIABLE = "VLLM_API_KEY"
 
-#: What a client is told whose replica died.
-LOST = (
+#: The error that a client gets whose replica died.
+REPLICA_LOST = (
     "the replica that held this stream is gone: send the conversation again, with the same "
     "x-session-id, to go on where it stopped"
 )
 
 
 class StreamIngress(OpenAiIngress):
-    """Ray's ingress; a stream whose replica dies ends with an error event, not with silence."""
+    """Ray's ingress; a stream whose replica dies ends with an error event, or with HTTP 503."""
 
     async def _get_response(self, **kwargs: Any) -> AsyncGenerator[Any, None]:
         began = False
@@ -38,14 +38,14 @@ class StreamIngress(OpenAiIngress):
                 began = True
         except RayActorError:
             if not began:
-                raise OpenAIHTTPException(STATUS, LOST, ERROR_TYPE) from None
-            yield [last_event(LOST)]
+                raise OpenAIHTTPException(STATUS, REPLICA_LOST, ERROR_TYPE) from None
+            yield [last_event(REPLICA_LOST)]
 
 
 class KeyMiddleware:
-    """ASGI: vLLM's own check of the API key, where the environment has one.
+    """ASGI middleware: vLLM's own check of the API key, if the environment has one.
 
-    The key is read in the process that answers, so that it is in no message of Ray's.
+    The key is read in the process that answers, so that no message of Ray's contains it.
     """
 
     def __init__(self, app: Any) -> None:
@@ -59,22 +59,22 @@ class KeyMiddleware:
 
 
 def make_ingress() -> Any:
-    """The class of the ingress deployment."""
+    """The class of the ingress deployment, with its FastAPI app."""
     app = init()
     app.add_middleware(KeyMiddleware)
     return make_fastapi_ingress(StreamIngress, app=app)
 
 
 def require_key(configs: list[LLMConfig]) -> None:
-    """Refuse to serve without a key where one is required.
+    """Refuse to serve without a key where one is required, or with two kinds of keys.
 
     Raises:
-        PolicyError: ``--sink-require-api-key``, and there is none.
+        PolicyError: ``--sink-require-api-key`` without a key; ``--sink-tenant-keys`` with one.
     """
     for config in configs:
         tenancy = TenancyConfig.from_config(config.engine_kwargs.get("additional_config"))
         if tenancy.keys_file is not None:
-            # Each replica asks for one of these.
+            # Each replica asks for a tenant's key.
             if os.environ.get(KEY_VARIABLE):
                 allowed = f"only without {KEY_VARIABLE}, which Ray's ingress would want as well"
                 raise PolicyError("--sink-tenant-keys", tenancy.keys_file, allowed)

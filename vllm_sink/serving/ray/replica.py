@@ -1,4 +1,4 @@
-"""A replica: ``ray.serve.llm``'s server, which counts its streams and drains as plain vLLM does."""
+"""A replica: ``ray.serve.llm``'s server that reports its load and drains as ``vllm serve`` does."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vllm_sink.serving.ray.autoscaling import report
 if TYPE_CHECKING:
     from vllm_sink.client_request import ClientRequest
 
-#: A replica's process has one engine, and ends with it.
+#: One for the process: a replica's process has one engine, and ends with it.
 DRAIN = Drain()
 
 
@@ -36,7 +36,7 @@ class StreamServer(LLMServer):
         return StreamEngine
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """What the controller scales by (Ray Serve calls this)."""
+        """The metrics that the controller scales by; Ray Serve calls this."""
         from vllm_sink.metrics.export import LAST
 
         return report(next(iter(LAST.values()), None))
@@ -53,7 +53,7 @@ class StreamServer(LLMServer):
         from vllm_sink.serving.request_middleware import from_request
 
         if DRAIN.begun:
-            return refused()
+            return shutting_down()
         headers = {} if raw_request_info is None else raw_request_info.headers
         client = from_request(headers, request)
         CLIENT_REQUEST.set(client)
@@ -72,15 +72,15 @@ async def drain_replica(perform: Callable[..., Any], replica: Any) -> None:
     await perform()
 
 
-async def refused() -> AsyncGenerator[Any, None]:
-    """The answer to what comes after the end was announced."""
+async def shutting_down() -> AsyncGenerator[Any, None]:
+    """The answer to a request that arrives while the replica shuts down: HTTP 503."""
     yield _error(REFUSED)
 
 
 async def with_reasons(
     answer: AsyncGenerator[Any, None], streamed: bool, client: ClientRequest | None = None
 ) -> AsyncGenerator[Any, None]:
-    """An answer that ends with a reason where its replica must go.
+    """An answer that ends with an error where the grace period of its replica is over.
 
     What the checks refuse is answered with its status; a streamed answer of vLLM's would begin and
     have the error in its first event.
@@ -112,8 +112,8 @@ async def with_reasons(
             yield _error(error.message, HTTPStatus(error.http_status))
         finally:
             expiry.cancel()
-            # Waiting for a part does not end with us, where the client has left; nor can a
-            # generator be closed under it.
+            # A client that leaves ends this generator, not the task that waits for a part; and a
+            # generator that is being waited for cannot be closed.
             if part is not None and not part.done():
                 part.cancel()
                 await asyncio.gather(part, return_exceptions=True)

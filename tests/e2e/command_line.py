@@ -1,0 +1,31 @@
+"""The commands of ``vllm-sink`` in processes of their own, as a user runs them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from tests.e2e.servers import environment
+
+
+def environment_of_commands(key: str = "") -> dict[str, str]:
+    """A server's environment, with this API key and no other."""
+    return environment() | {
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_API_KEY": key,
+        "OPENAI_API_KEY": "",
+    }
+
+
+def run_command(
+    *arguments: str, key: str = "", timeout: float = 120
+) -> subprocess.CompletedProcess[str]:
+    """``vllm-sink`` with these arguments, to its end; ``timeout`` in seconds."""
+    return subprocess.run(
+        [sys.executable, "-m", "vllm_sink.cli", *arguments],
+        env=environment_of_commands(key),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )

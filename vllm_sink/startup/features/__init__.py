@@ -1,0 +1,31 @@
+"""Which of vLLM's features a policy holds for, and which are refused: one table.
+
+A row of ``FEATURES`` is held by a named test or is refused with the reason; ``NO_BEARING`` groups
+the settings that a stream does not depend on. Together they name every field of vLLM's engine and
+server arguments, of its sampling parameters and of its prompts (``tests/unit/test_features.py``
+walks them), so that a field that a new vLLM brings is looked at before it is let through.
+
+The rows are in files by what they are about: ``held_*``, ``refused_*``, ``request``.
+``docs/features.md`` is written by ``python -m vllm_sink.startup.features``.
+"""
+
+from vllm_sink.startup.features.no_bearing import NO_BEARING
+from vllm_sink.startup.features.page import PAGE, render
+from vllm_sink.startup.features.refuse import refusal, refuse_arguments, refuse_config
+from vllm_sink.startup.features.request import REQUEST
+from vllm_sink.startup.features.row import Feature
+from vllm_sink.startup.features.table import ENGINE, FEATURES, unclassified
+
+__all__ = [
+    "ENGINE",
+    "FEATURES",
+    "NO_BEARING",
+    "PAGE",
+    "REQUEST",
+    "Feature",
+    "refusal",
+    "refuse_arguments",
+    "refuse_config",
+    "render",
+    "unclassified",
+]

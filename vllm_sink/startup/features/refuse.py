@@ -1,0 +1,62 @@
+"""Refuse what a row of the table refuses: the flag, its value, the reason, what is allowed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm_sink.errors import UnsupportedError
+from vllm_sink.startup.features.as_written import flags_given, written
+from vllm_sink.startup.features.row import Feature
+from vllm_sink.startup.features.table import ENGINE
+
+
+def refuse_config(vllm_config: Any, engine_args: Any = None) -> None:
+    """Refuse what a config asks for.
+
+    Args:
+        engine_args: what the config was made of; an error then names the flags as given.
+
+    Raises:
+        UnsupportedError: naming the flag, its value, the reason and what is allowed.
+    """
+    for feature in ENGINE:
+        check = feature.set_in
+        if check is not None and check(vllm_config):
+            raise _error(feature, flags_given(feature, engine_args), check.values(vllm_config))
+
+
+def refuse_arguments(args: Any) -> None:
+    """Refuse what arguments ask for, before vLLM makes a config of them.
+
+    Args:
+        args: the namespace of ``vllm serve``, or an ``EngineArgs``.
+
+    Raises:
+        UnsupportedError: naming the flag, its value, the reason and what is allowed.
+    """
+    for feature in ENGINE:
+        if feature.set_by is not None and feature.set_by(args):
+            raise _error(feature, flags_given(feature, args))
+
+
+def refusal(flag: str, value: Any) -> UnsupportedError:
+    """The error of the row that begins with ``flag``, for a module that looks by itself."""
+    feature = next(row for row in ENGINE if row.flags[0] == flag and row.refused)
+    return _error(feature, written(flag, value))
+
+
+def _error(feature: Feature, given: str, found: str = "") -> UnsupportedError:
+    """What a server says that does not start.
+
+    Args:
+        given: the flags as given; empty where none was.
+        found: what the config has then, by vLLM's own choice or from another flag.
+    """
+    asked = given or _found(feature.flags[0], found)
+    return UnsupportedError(f"{asked} with --kv-policy: {feature.why}; allowed: {feature.allowed}")
+
+
+def _found(flag: str, found: str) -> str:
+    if not found or "=" in flag:  # the flag itself names the value
+        return flag
+    return f"{flag} ({found})" if flag.startswith("--") else f"{flag}={found}"
