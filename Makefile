@@ -23,13 +23,16 @@ export VLLM_SINK_VLLM = $(VLLM)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env model gemma text serve test test-all test-gpu memcheck bench-gpu soak fuzz evidence evidence-gpu peers monitoring-test ray-test manifests schemas features dashboard dashboard-picture compat lint type ci clean
+.PHONY: help env lock model gemma text serve test test-all test-gpu memcheck bench-gpu soak fuzz evidence evidence-gpu peers monitoring-test ray-test manifests schemas features dashboard dashboard-picture compat lint type ci clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
 
 env: ## build .venv: vLLM for this machine, this project, its tools (VLLM_SINK_DEVICE=cpu|cuda)
 	@$(or $(PYTHON),$(error Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11)) deploy/local/env.py
+
+lock: env ## write requirements/cpu.txt and cuda.txt: all versions (ARGS="--upgrade-package NAME")
+	@$(VENV)/python deploy/local/lock.py $(ARGS)
 
 model: env ## make models/smollm2-135m-instruct, a real model of 135 M parameters
 	@$(VENV)/python deploy/local/make_model.py

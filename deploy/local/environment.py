@@ -1,6 +1,5 @@
 """A virtual environment under construction: steps with their times, a log, a stamp at the end."""
 
-import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -9,12 +8,20 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
+import indexes
+
+UV = "uv==0.13.9"
+
 
 class Venv:
-    """The environment under construction. pip's output goes to a log, shown where a step fails."""
+    """The environment under construction. What a tool prints goes to a log, shown if it fails.
 
-    def __init__(self, path: Path) -> None:
+    ``lock`` is the file descriptor of a lock that lasts as long as any process started here.
+    """
+
+    def __init__(self, path: Path, lock: int) -> None:
         self.path = path
+        self.lock = lock
         self.python = path / "bin" / "python"
         self.log = path / "env.log"
         self.stamp = path / "env.stamp"
@@ -22,7 +29,7 @@ class Venv:
         self.kind = path / "env.kind"
         self.site = path / f"lib/python3.{sys.version_info.minor}/site-packages"
         self._step_began: float | None = None
-        self._compiler: subprocess.Popen[bytes] | None = None
+        self._uv_environment: dict[str, str] = {}
 
     def step(self, label: str) -> None:
         """Begins a step; the one before it has ended."""
@@ -37,16 +44,16 @@ class Venv:
 
     def try_run(self, *command: str | Path) -> str | None:
         """Runs a command. Its output where it failed, else None."""
-        environment = os.environ | {"PIP_USER": "0"}
         result = subprocess.run(
             command,
             cwd=self.path.parent,
-            env=environment,
+            env=os.environ | {"PIP_USER": "0"} | self._uv_environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             check=False,
+            pass_fds=(self.lock,),
         )
         with self.log.open("a", encoding="utf-8") as log:
             log.write(f"$ {' '.join(map(str, command))}\n{result.stdout}\n")
@@ -58,34 +65,21 @@ class Venv:
             self.fail(output)
 
     def fail(self, output: str) -> NoReturn:
-        # pip undoes a failed installation itself, so what is there can be built on.
+        # What is there can be built on: a package is there whole, or not at all.
         self.unfinished.unlink(missing_ok=True)
-        if self._compiler:
-            self._compiler.kill()
         print("failed", flush=True)
         raise SystemExit(f"{output}\n[env] the step above failed; log: {self.log}")
 
     def pip(self, *arguments: str | Path) -> tuple[str | Path, ...]:
-        quiet = ("--disable-pip-version-check", "--no-input")
-        return (self.python, "-m", "pip", *quiet, *arguments)
+        return (self.python, "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments)
 
-    def install(self, *arguments: str | Path) -> None:
-        # pip would compile 20,000 files, one by one, of which most are never imported: two minutes.
-        self.run(*self.pip("install", "--no-compile", *arguments))
+    def add_uv(self) -> None:
+        self.step(UV)
+        self.run(*self.pip("install", UV))
+        self._uv_environment = indexes.uv_environment(self.python)
 
-    def compile_beside(self, *packages: str) -> None:
-        """Compiles packages while pip waits for the index: else their first import would."""
-        folders = [str(self.site / package) for package in packages]
-        command = [str(self.python), "-m", "compileall", "-q", *folders]
-        self._compiler = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-
-    def await_compiler(self) -> None:
-        if self._compiler:
-            self._compiler.wait()
-
-    def distribution(self, name: str) -> importlib.metadata.Distribution | None:
-        found = importlib.metadata.distributions(name=name, path=[str(self.site)])
-        return next(iter(found), None)
+    def uv(self, *arguments: str | Path) -> tuple[str | Path, ...]:
+        return (self.path / "bin" / "uv", *arguments, "--python", self.python)
 
     def is_usable(self, kind: str) -> bool:
         """Whether an environment of that kind and of this very Python is there, whole."""
@@ -112,17 +106,18 @@ class Venv:
         self.step(f"virtual environment, Python {sys.version_info.major}.{sys.version_info.minor}")
         self.run(sys.executable, "-m", "venv", *options, self.path)
 
+    def _installed(self) -> set[str]:
+        """Names and versions of all distributions, as their folders name them."""
+        return {folder.name for folder in self.site.glob("*.dist-info")}
+
     def finish(self, digest: str) -> None:
         self.end_step()
-        self.stamp.write_text(digest)
+        self.stamp.write_text("\n".join([digest, *sorted(self._installed())]))
         self.unfinished.unlink()
 
     def is_finished(self, digest: str) -> bool:
-        return self.stamp.is_file() and self.stamp.read_text() == digest
-
-    def update_pip(self) -> None:
-        """Needs half the time of the one that Python 3.11 brings for the same resolution."""
-        pip = self.distribution("pip")
-        if pip is None or int(pip.version.partition(".")[0]) < 25:
-            self.step("pip")
-            self.install("--upgrade", "pip")
+        """Whether it was built from the same inputs, and all that was installed then is there."""
+        if self.unfinished.exists() or not self.stamp.is_file():
+            return False
+        built_from, *installed = self.stamp.read_text().splitlines()
+        return built_from == digest and self._installed().issuperset(installed)
