@@ -13,7 +13,7 @@ import pytest
 
 from tests.models.factory import make_tiny
 from vllm_sink import compat
-from vllm_sink.commands import doctor
+from vllm_sink.commands import diagnosis
 from vllm_sink.compat import probes
 from vllm_sink.errors import UnsupportedError
 from vllm_sink.plugin import register
@@ -174,7 +174,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def _parse(folder: Path, flags: str) -> Namespace:
-    args: Namespace = doctor.parser().parse_args(
+    args: Namespace = diagnosis.parser().parse_args(
         [
             str(folder),
             *("--kv-policy", "sink", "--window-tokens", "60", "--dtype", "float32"),
@@ -214,7 +214,7 @@ def test_refused_at_start_up_and_by_doctor(
     said = _refusal(_parse(folder, ASKED[name]))
     assert feature.why in said
     assert any(flag.partition("=")[0] in said for flag in feature.flags)
-    verdict = doctor.diagnose_command(_parse(folder, ASKED[name]), None)
+    verdict = diagnosis.diagnose_command(_parse(folder, ASKED[name]), None)
     assert not verdict["supported"]
     assert verdict["refused"] == said.removeprefix("vllm serve: error: ")
 
@@ -241,7 +241,7 @@ def test_a_plain_server_is_not_refused(models: dict[str, Path], tmp_path: Path) 
     folder = tmp_path / "model"
     shutil.copytree(models["llama-gqa"], folder)
     for flags in ("", "--port 8001 --enable-auto-tool-choice --tool-call-parser hermes"):
-        verdict = doctor.diagnose_command(_parse(folder, flags), 1.0)
+        verdict = diagnosis.diagnose_command(_parse(folder, flags), 1.0)
         assert verdict["supported"], verdict
         assert (verdict["sink_tokens"], verdict["window_tokens"]) == (4, 60)
         assert verdict["kv_pool_bytes"] == 2**30
