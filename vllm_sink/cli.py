@@ -2,90 +2,67 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import sys
+from typing import Annotated
+
+import typer
 
 from vllm_sink import __version__
-from vllm_sink.commands import plan, stream, top
-from vllm_sink.commands.server import ServerError
+from vllm_sink.commands.doctor import doctor
+from vllm_sink.commands.errors import ServerError
+from vllm_sink.commands.plan import plan
+from vllm_sink.commands.stream import stream
+from vllm_sink.commands.top import top
+from vllm_sink.commands.usage_errors import explanation, usage_of
 from vllm_sink.errors import PolicyError
 
+#: What Typer makes of Ctrl-C; every command here may be ended that way.
+INTERRUPTED = 130
 
-def _gib(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not allowed; allowed: a positive number of GiB"
-        )
-    return value
+HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 
+#: ``doctor`` hands every flag that is not its own to vLLM's parser, which reads ``_`` as ``-`` too.
+#: A short option for help would be found inside of ``-dph`` or ``-cc.cudagraph_mode``.
+DOCTOR_OPTIONS = {
+    "allow_extra_args": True,
+    "ignore_unknown_options": True,
+    "help_option_names": ["--help"],
+    "token_normalize_func": lambda name: name.replace("_", "-"),
+}
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="vllm-sink", description="Attention sinks (StreamingLLM) for vLLM: tools."
-    )
-    parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    doctor = commands.add_parser(
-        "doctor",
-        help="say whether a model can stream, with which sinks and window, in how much KV",
-        description="Says what vllm serve with the same flags would say; every flag of it is taken "
-        "(vllm serve --help). Reads a model's config, loads no weights. Exit status 1 if it is "
-        "refused. The policy is sink unless --kv-policy names another.",
-    )
-    doctor.add_argument("model", nargs="?", help="a model folder or name, as for vllm serve")
-    doctor.add_argument(
-        "--hooks", action="store_true", help="instead: every hook into this vLLM, and if it holds"
-    )
-    _add_doctors_own(doctor)
-    doctor.set_defaults(run=_hooks)
-    for module, name, told in (
-        (plan, "plan", "how many streams of what window fit on this GPU or in the named memory"),
-        (stream, "stream", "follow an endless stream of a running server"),
-        (top, "top", "watch the streams and the cache of a running server"),
-    ):
-        command = commands.add_parser(name, help=told, description=f"Says: {told}.")
-        module.add(command)
-        command.set_defaults(run=module.run)
-    return parser
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: rich is not imported for it
+    context_settings=HELP_OPTIONS,
+    subcommand_metavar="{doctor,plan,stream,top} ...",
+)
+app.command(
+    context_settings=DOCTOR_OPTIONS,
+    options_metavar="MODEL [OPTIONS] [any flag of vllm serve]",
+)(doctor)
+app.command(context_settings=HELP_OPTIONS)(plan)
+app.command(context_settings=HELP_OPTIONS)(stream)
+app.command(context_settings=HELP_OPTIONS)(top)
 
 
-def _add_doctors_own(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--kv-gib", type=_gib, metavar="GIB", help="size of the KV pool")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
 
 
-def _doctor(arguments: list[str]) -> int:
-    """``doctor`` of a model: by vLLM's own parser, which takes seconds to import."""
-    from vllm_sink import plugin
-    from vllm_sink.commands import doctor
-
-    plugin.register()
-    parser = doctor.parser()
-    _add_doctors_own(parser)
-    args = parser.parse_args(arguments)
-    if args.model_tag is None and args.model == parser.get_default("model"):
-        raise PolicyError("MODEL", "nothing", "a model folder or name, or --hooks")
-    verdict = doctor.diagnose_command(args, args.kv_gib)
-    print(doctor.dumps(verdict) if args.json else doctor.render(verdict))
-    return 0 if verdict["supported"] else 1
-
-
-def _hooks(args: argparse.Namespace) -> int:
-    from vllm_sink.compat import probes, report
-
-    findings = probes.check(probes.installed())
-    version = probes.version()
-    if args.json:
-        print(json.dumps(report.as_data(findings, version), indent=2))
-    else:
-        print(report.render(findings, version))
-    return 0 if all(f.holds for f in findings) else 1
+@app.callback()
+def _tools(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Attention sinks (StreamingLLM) for vLLM: tools."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -94,18 +71,18 @@ def main(argv: list[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if argv is None else argv
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    command = arguments[0] if arguments else ""
+    program = " ".join(["vllm-sink", *arguments[:1]])
     try:
-        if command == "doctor" and not {"--hooks", "-h", "--help"} & set(arguments):
-            return _doctor(arguments[1:])
-        args = _parser().parse_args(arguments)
-        status: int = args.run(args)
-    except (PolicyError, ServerError) as error:
-        print(f"vllm-sink {command}: error: {error}", file=sys.stderr)
+        status = typer.main.get_command(app).main(
+            arguments, prog_name="vllm-sink", standalone_mode=False
+        )
+    except typer.TyperException as error:
+        print(f"{usage_of(error)}{program}: error: {explanation(error)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 0
-    return status
+    except (PolicyError, ServerError) as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        return 2
+    return 0 if status in (None, INTERRUPTED) else int(status)
 
 
 if __name__ == "__main__":

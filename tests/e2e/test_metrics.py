@@ -11,7 +11,7 @@ import pytest
 
 from tests.e2e.engines import engine, greedy, prompt, random_tokens, scheduler_of, tiny
 from tests.e2e.exported import Values, grew
-from vllm_sink.commands.stream import Progress
+from vllm_sink.commands.progress import Progress
 from vllm_sink.metrics.collector import INTERVAL
 from vllm_sink.metrics.definitions import METRICS
 

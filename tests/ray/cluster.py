@@ -14,7 +14,7 @@ import psutil
 
 from tests.e2e.engines import tiny
 from tests.e2e.servers import free_port
-from vllm_sink.commands.server import Metrics
+from vllm_sink.commands.scrape import Metrics
 
 SINKS, WINDOW = 4, 60
 

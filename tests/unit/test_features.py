@@ -13,7 +13,7 @@ import pytest
 
 from tests.models.factory import make_tiny
 from vllm_sink import compat
-from vllm_sink.commands import doctor
+from vllm_sink.commands import diagnosis
 from vllm_sink.compat import probes
 from vllm_sink.errors import UnsupportedError
 from vllm_sink.plugin import register
@@ -204,7 +204,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def _parse(folder: Path, flags: str) -> Namespace:
-    args: Namespace = doctor.parser().parse_args(
+    args: Namespace = diagnosis.parser().parse_args(
         [
             str(folder),
             *("--kv-policy", "sink", "--window-tokens", "60", "--dtype", "float32"),
@@ -221,7 +221,7 @@ def _refusal(args: Namespace) -> str:
     args.model = args.model_tag
     try:
         engine_args = AsyncEngineArgs.from_cli_args(args)
-        setattr(engine_args, FROM_COMMAND_LINE, False)
+        FROM_COMMAND_LINE.set(engine_args, False)
         engine_args.create_engine_config()
     except (UnsupportedError, SystemExit) as refusal:
         return str(refusal)
@@ -245,7 +245,7 @@ def test_refused_at_start_up_and_by_doctor(
     stated = said.removeprefix("vllm serve: error: ")
     flags = STATED.get(name, ASKED[name])
     assert stated == f"{flags} with --kv-policy: {feature.why}; allowed: {feature.allowed}"
-    verdict = doctor.diagnose_command(_parse(folder, ASKED[name]), None)
+    verdict = diagnosis.diagnose_command(_parse(folder, ASKED[name]), None)
     assert not verdict["supported"]
     assert verdict["refused"] == stated
 
@@ -272,7 +272,7 @@ def test_a_plain_server_is_not_refused(models: dict[str, Path], tmp_path: Path) 
     folder = tmp_path / "model"
     shutil.copytree(models["llama-gqa"], folder)
     for flags in ("", "--port 8001 --enable-auto-tool-choice --tool-call-parser hermes"):
-        verdict = doctor.diagnose_command(_parse(folder, flags), 1.0)
+        verdict = diagnosis.diagnose_command(_parse(folder, flags), 1.0)
         assert verdict["supported"], verdict
         assert (verdict["sink_tokens"], verdict["window_tokens"]) == (4, 60)
         assert verdict["kv_pool_bytes"] == 2**30

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.engines import tiny
-from vllm_sink.commands import doctor
+from vllm_sink.commands import diagnosis, verdict
 from vllm_sink.config.kv_policy import KVPolicy
 from vllm_sink.errors import PolicyError, UnsupportedError
 
@@ -126,26 +126,26 @@ def test_mistral_gives_its_window_to_the_policy(tiny_folder: Path) -> None:
 
 
 def _diagnose(folder: Path, **settings: Any) -> dict[str, Any]:
-    return doctor.diagnose(str(folder), KVPolicy("sink", 4), 1.0, **settings)
+    return diagnosis.diagnose(str(folder), KVPolicy("sink", 4), 1.0, **settings)
 
 
 def test_doctor(folder: Path) -> None:
-    verdict = _diagnose(folder, dtype="float32")
-    assert verdict["supported"]
-    assert (verdict["sink_tokens"], verdict["window_tokens"]) == (4, 64)
+    found = _diagnose(folder, dtype="float32")
+    assert found["supported"]
+    assert (found["sink_tokens"], found["window_tokens"]) == (4, 64)
     # 3 layers, 4 heads of 32 channels, keys and values, 4 bytes.
-    assert verdict["kv_bytes_per_token"] == 3 * 4 * 32 * 2 * 4
+    assert found["kv_bytes_per_token"] == 3 * 4 * 32 * 2 * 4
     # A window of 64 tokens lies in 2 or 3 blocks of 32, and one block holds the sinks.
-    assert verdict["blocks_per_stream"] == 4
+    assert found["blocks_per_stream"] == 4
     # Not the pool bounds them, but the places in a batch: vLLM's default is 128.
-    assert verdict["streams_that_fit"] == int(0.8 * 128)
+    assert found["streams_that_fit"] == int(0.8 * 128)
     few = _diagnose(folder, dtype="float32", num_gpu_blocks_override=101)
     assert few["streams_that_fit"] == int(0.8 * 100) // 4
-    assert "supported" in doctor.render(verdict)
-    assert (verdict["max_stream_tokens"], verdict["segment_tokens"]) == (None, 17_408)
-    assert "until it is stopped, in segments of 17,408 tokens" in doctor.render(verdict)
+    assert "supported" in verdict.render(found)
+    assert (found["max_stream_tokens"], found["segment_tokens"]) == (None, 17_408)
+    assert "until it is stopped, in segments of 17,408 tokens" in verdict.render(found)
     bounded = _diagnose(folder, dtype="float32", max_model_len=5000)
-    assert "5,000 tokens (--max-model-len)" in doctor.render(bounded)
+    assert "5,000 tokens (--max-model-len)" in verdict.render(bounded)
 
 
 def test_doctor_of_a_folder_that_is_not_there(tmp_path: Path) -> None:
@@ -159,9 +159,9 @@ def test_doctor_of_a_folder_that_is_not_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("arch", ["mpt"])
 def test_doctor_refuses(arch: str, tiny_folder: Path) -> None:
-    verdict = _diagnose(tiny(arch, tiny_folder))
-    assert not verdict["supported"]
-    assert "Mpt" in verdict["refused"]
+    found = _diagnose(tiny(arch, tiny_folder))
+    assert not found["supported"]
+    assert "Mpt" in found["refused"]
 
 
 @pytest.mark.parametrize(
@@ -192,9 +192,9 @@ def test_length_dependent_rope_is_refused(
     config = json.loads((changed / "config.json").read_text())
     config["rope_parameters"] = scaling
     (changed / "config.json").write_text(json.dumps(config))
-    verdict = _diagnose(changed)
-    assert not verdict["supported"]
-    assert why in verdict["refused"]
+    found = _diagnose(changed)
+    assert not found["supported"]
+    assert why in found["refused"]
 
 
 def test_max_model_len_bounds_streams_not_their_bookkeeping(folder: Path) -> None:

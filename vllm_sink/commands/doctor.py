@@ -1,214 +1,62 @@
-"""``vllm-sink doctor MODEL``: what a server would say of a model, without loading its weights."""
+"""``vllm-sink doctor``: a verdict on a model, or on this vLLM."""
 
 from __future__ import annotations
 
-import argparse
 import json
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from vllm_sink import compat
-from vllm_sink.cache.stream_reservations import streams_that_fit
-from vllm_sink.config.admission import AdmissionConfig
-from vllm_sink.config.kv_policy import CONFIG_KEY, KVPolicy, policy_of
-from vllm_sink.errors import PolicyError, UnsupportedError
-from vllm_sink.policy import sink_blocks
-from vllm_sink.startup import features, models, pool_size, resolve
-from vllm_sink.startup.flags import FROM_COMMAND_LINE
+import typer
+
+from vllm_sink.commands.arguments import Json, KvGib
+from vllm_sink.errors import PolicyError
 
 
-def parser() -> Any:
-    """Every flag of ``vllm serve``, by vLLM's own parser; doctor's own are added by the caller."""
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
+def doctor(
+    context: typer.Context,
+    hooks: Annotated[
+        bool, typer.Option("--hooks", help="instead: every hook into this vLLM, and if it holds")
+    ] = False,
+    kv_gib: KvGib = None,
+    as_json: Json = False,
+) -> int:
+    """Say whether a model can stream, with which sinks and window, in how much KV.
 
-    made = FlexibleArgumentParser(
-        prog="vllm-sink doctor",
-        usage="vllm-sink doctor MODEL [--kv-gib GIB] [--json] [any flag of vllm serve]",
-    )
-    return compat.serve_arguments().make_arg_parser(made)
-
-
-def diagnose_command(args: argparse.Namespace, kv_gib: float | None) -> dict[str, Any]:
-    """The verdict on a command line of ``vllm serve``; without a policy in it, on ``sink``.
-
-    Args:
-        args: of ``parser``.
-        kv_gib: as for ``diagnose``.
-
-    Raises:
-        PolicyError: the policy itself is none.
+    MODEL is a model folder or name, as for vllm serve. Says what vllm serve with the same flags
+    would say; every flag of it is taken (vllm serve --help). Reads a model's config, loads no
+    weights. Exit status 1 if it is refused. The policy is sink unless --kv-policy names another.
     """
-    from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.usage.usage_lib import UsageContext
-
-    args.model, args.subparser = args.model_tag or args.model, "serve"
-    if args.api_server_count is None:
-        args.api_server_count = args.data_parallel_size  # as vLLM chooses it
-    verdict: dict[str, Any] = {"model": args.model, "supported": False}
-    if missing := _missing(args.model):
-        return verdict | {"refused": missing}
-    if CONFIG_KEY not in (args.additional_config or {}) and not hasattr(args, "kv_policy"):
-        args.kv_policy = "sink"
-    try:
-        compat.serve_arguments().validate_parsed_serve_args(args)
-        engine_args = AsyncEngineArgs.from_cli_args(args)
-    except (ValueError, TypeError) as error:
-        return verdict | {"refused": _first_line(error)}
-    except SystemExit as refusal:  # a server ends with one line
-        return verdict | {"refused": str(refusal).removeprefix("vllm serve: error: ")}
-    FROM_COMMAND_LINE.set(engine_args, False)  # errors are to be raised
-    kv_policy = KVPolicy.from_config(engine_args.additional_config[CONFIG_KEY])
-    if not kv_policy.active:
-        raise PolicyError("--kv-policy", kv_policy.name, "sink or window")
-    return _diagnose(engine_args, kv_policy, kv_gib, UsageContext.OPENAI_API_SERVER)
+    if "-h" in context.args:
+        print(context.get_help())
+        return 0
+    if hooks:
+        return _check_hooks(context.args, as_json)
+    return _check_model(context.args, kv_gib, as_json)
 
 
-def diagnose(
-    model: str, kv_policy: KVPolicy, kv_gib: float | None, **settings: Any
-) -> dict[str, Any]:
-    """The verdict on ``model`` as plain data.
+def _check_model(arguments: list[str], kv_gib: float | None, as_json: bool) -> int:
+    """The verdict on a command line of ``vllm serve``, whose parser takes seconds to import."""
+    from vllm_sink import plugin
+    from vllm_sink.commands import diagnosis, verdict
 
-    Args:
-        model: a model folder or name.
-        kv_policy: as asked for; numbers left open are chosen.
-        kv_gib: size of the KV pool in GiB; None for what vLLM was told, if anything.
-        settings: further engine arguments, by their Python names.
-    """
-    from vllm.engine.arg_utils import EngineArgs
-
-    if missing := _missing(model):
-        return {"model": model, "supported": False, "refused": missing}
-    config = {key: value for key, value in kv_policy.to_config().items() if value is not None}
-    engine_args = EngineArgs(model=model, additional_config={CONFIG_KEY: config}, **settings)
-    return _diagnose(engine_args, kv_policy, kv_gib, None)
+    plugin.register()
+    parser = diagnosis.parser()
+    args = parser.parse_args(arguments)
+    if args.model_tag is None and args.model == parser.get_default("model"):
+        raise PolicyError("MODEL", "nothing", "a model folder or name, or --hooks")
+    found = diagnosis.diagnose_command(args, kv_gib)
+    print(verdict.dumps(found) if as_json else verdict.render(found))
+    return 0 if found["supported"] else 1
 
 
-def _diagnose(
-    engine_args: Any, kv_policy: KVPolicy, kv_gib: float | None, usage_context: Any
-) -> dict[str, Any]:
-    verdict: dict[str, Any] = {"model": engine_args.model, "supported": False}
-    if kv_gib is not None:
-        engine_args.kv_cache_memory_bytes = int(kv_gib * 2**30)
-    try:
-        features.refuse_arguments(engine_args)
-        examined = resolve.read_model(engine_args)
-        verdict |= asdict(examined)
-        resolved = models.resolve(kv_policy, examined)
-        verdict |= {
-            "policy": resolved.name,
-            "sink_tokens": resolved.sink_tokens,
-            "window_tokens": resolved.window,
-        }
-        vllm_config = engine_args.create_engine_config(usage_context)
-    except (PolicyError, UnsupportedError) as error:
-        return verdict | {"refused": str(error)}
-    except (ValueError, OSError) as error:
-        # vLLM's own refusal: an architecture that it does not know, a model that is not there.
-        return verdict | {"refused": _first_line(error)}
-    return verdict | {"supported": True} | _sizes(vllm_config, resolved)
+def _check_hooks(arguments: list[str], as_json: bool) -> int:
+    from vllm_sink.compat import probes, report
 
-
-def _sizes(vllm_config: Any, kv_policy: KVPolicy) -> dict[str, Any]:
-    block = pool_size.kv_bytes_per_block(vllm_config)
-    streaming = pool_size.stream_blocks(vllm_config, kv_policy, 1)
-    prefilling = pool_size.stream_blocks(vllm_config, kv_policy, vllm_config.max_in_flight_tokens)
-    pool = pool_size.known_pool_bytes(vllm_config)
-    cache = vllm_config.cache_config
-    admission = AdmissionConfig.from_config(vllm_config.additional_config)
-    seats = admission.streams_of(vllm_config.scheduler_config.max_num_seqs)
-    fit = None
-    if pool is not None:
-        # One block of the pool is vLLM's null block.
-        fit = streams_that_fit(pool // block - 1, admission.stream_share, seats, streaming)
-    return {
-        "dtype": str(vllm_config.model_config.dtype).removeprefix("torch."),
-        "block_size": cache.block_size,
-        "sink_blocks": sink_blocks(kv_policy.sink_tokens, cache.block_size),
-        "max_stream_tokens": _limit(vllm_config),
-        "segment_tokens": vllm_config.model_config.max_model_len,
-        "kv_bytes_per_token": block // cache.block_size,
-        "blocks_per_stream": streaming,
-        "blocks_while_prefilling": prefilling,
-        "max_in_flight_tokens": vllm_config.max_in_flight_tokens,
-        "kv_bytes_per_stream": streaming * block,
-        "kv_pool_bytes": pool,
-        "stream_share": admission.stream_share,
-        "streams_that_fit": fit,
-    }
-
-
-def _limit(vllm_config: Any) -> int | None:
-    """The most tokens of a stream; None where only the client ends it."""
-    found = policy_of(vllm_config)
-    assert found is not None
-    return found.stream_tokens
-
-
-def _longest(verdict: dict[str, Any]) -> str:
-    limit, segment = verdict["max_stream_tokens"], verdict["segment_tokens"]
-    if limit is not None:
-        return f"{limit:,} tokens (--max-model-len)"
-    return f"until it is stopped, in segments of {segment:,} tokens"
-
-
-def _missing(model: str) -> str | None:
-    if _names_a_folder(model) and not Path(model).expanduser().is_dir():
-        return f"there is no folder {model}"
-    return None
-
-
-def _names_a_folder(model: str) -> bool:
-    """Whether this can only be meant as a path; ``organisation/name`` may be a model hub's."""
-    return model.startswith(("/", ".", "~")) or ("/" in model and Path(model).parent.is_dir())
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines()]
-    told = [line for line in lines if line.startswith(("Value error", "Assertion"))]
-    return (told or lines or [type(error).__name__])[0].partition(" [type=")[0]
-
-
-def render(verdict: dict[str, Any]) -> str:
-    """The verdict for people."""
-    if not verdict["supported"]:
-        return f"{verdict['model']}: refused\n  {verdict['refused']}"
-    mib = 2**20
-    pool = verdict["kv_pool_bytes"]
-    fits = (
-        "unknown: vLLM measures the pool at start-up; name one with --kv-gib"
-        if pool is None
-        else f"{verdict['streams_that_fit']} in {verdict['stream_share']:g} of a pool of "
-        f"{pool / mib:,.0f} MiB (--sink-stream-share)"
-    )
-    own = ""
-    if verdict["own_window"]:
-        own = f"replaces the model's own sliding window of {verdict['own_window']} tokens"
-    elif verdict["layer_windows"]:
-        own = f"{len(verdict['layer_windows'])} layers keep their own window, without sinks"
-    rows = [
-        ("architecture", f"{verdict['architecture']} ({verdict['family']})"),
-        ("positions", verdict["positions"]),
-        ("native context", f"{verdict['native_context']:,} tokens"),
-        (
-            "policy",
-            f"{verdict['policy']}: {verdict['sink_tokens']} sink tokens, "
-            f"a window of {verdict['window_tokens']:,}",
-        ),
-        ("sliding window", own),
-        (
-            "KV of a stream",
-            f"{verdict['kv_bytes_per_stream'] / mib:,.1f} MiB in {verdict['blocks_per_stream']} "
-            f"blocks of {verdict['block_size']} tokens ({verdict['dtype']}), at any length",
-        ),
-        ("while prefilling", f"up to {verdict['blocks_while_prefilling']} blocks"),
-        ("streams that fit", fits),
-        ("longest stream", _longest(verdict)),
-    ]
-    body = "\n".join(f"  {name:<17} {value}" for name, value in rows if value)
-    return f"{verdict['model']}: supported\n{body}"
-
-
-def dumps(verdict: dict[str, Any]) -> str:
-    """The verdict for programs."""
-    return json.dumps(verdict, indent=2)
+    if len(arguments) > 1 or any(argument.startswith("-") for argument in arguments):
+        raise PolicyError("--hooks", " ".join(arguments), "no flag of vllm serve beside it")
+    findings = probes.check(probes.installed())
+    version = probes.version()
+    if as_json:
+        print(json.dumps(report.as_data(findings, version), indent=2))
+    else:
+        print(report.render(findings, version))
+    return 0 if all(f.holds for f in findings) else 1

@@ -8,10 +8,11 @@ soon as the last stream has ended, so that what an idle engine shows is true.
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
+
+import psutil
 
 from vllm_sink import policy
 from vllm_sink.cache.statistics import CacheCounts
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 #: Seconds between two messages of a busy engine.
 INTERVAL = 1.0
-
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass
@@ -228,9 +227,6 @@ class StreamCollector:
 
 
 def resident_bytes() -> int:
-    """Host memory of this process, from ``/proc/self/statm``; 0 where there is none."""
-    try:
-        with open("/proc/self/statm", encoding="ascii") as statm:
-            return int(statm.read().split()[1]) * _PAGE
-    except OSError:
-        return 0
+    """Host memory of this process, resident."""
+    rss: int = psutil.Process().memory_info().rss
+    return rss

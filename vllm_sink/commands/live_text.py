@@ -1,0 +1,78 @@
+"""Text that comes in pieces, with a status line below it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from vllm_sink.commands.terminal import console_of
+
+#: How often the status line is drawn anew, in a second.
+REFRESHES = 10
+
+
+class _Rows:
+    """What is on a terminal: rows that are full, and below them what still changes.
+
+    Rich draws what changes anew whenever it is due, at the width that the terminal then has.
+
+    Args:
+        console: the terminal.
+        status: the text of the status line.
+    """
+
+    def __init__(self, console: Console, status: Callable[[], str]) -> None:
+        self._console = console
+        self._status = status
+        self.unfinished = ""
+
+    def write(self, text: str) -> None:
+        """Append text; rows that are full go above what changes."""
+        rows = Text(self.unfinished + text).wrap(self._console, self._console.width)
+        # First: printing draws what changes anew.
+        self.unfinished = rows.pop().plain if rows else ""
+        for row in rows:
+            self._console.print(row, soft_wrap=True)
+
+    def changing(self) -> Group:
+        """The last row of the text, and the status line."""
+        status = Text(self._status(), style="reverse", no_wrap=True, overflow="crop")
+        return Group(Text(self.unfinished), status)
+
+
+@contextmanager
+def live_text(out: TextIO, status: Callable[[], str]) -> Iterator[Callable[[str], None]]:
+    """A function that appends text to ``out``.
+
+    Args:
+        out: where it goes.
+        status: what the line below it says, if ``out`` is a terminal; none is kept elsewhere.
+    """
+    console = console_of(out)
+    if console is None:
+
+        def write(text: str) -> None:
+            out.write(text)
+            out.flush()
+
+        yield write
+        return
+    rows = _Rows(console, status)
+    try:
+        with Live(
+            console=console,
+            get_renderable=rows.changing,
+            refresh_per_second=REFRESHES,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        ):
+            yield rows.write
+    finally:
+        out.write(rows.unfinished)
+        out.flush()
