@@ -23,7 +23,7 @@ export VLLM_SINK_VLLM = $(VLLM)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env model gemma text serve test test-all test-gpu memcheck bench-gpu soak fuzz evidence evidence-gpu peers monitoring-test ray-test manifests schemas features dashboard dashboard-picture compat lint type ci clean
+.PHONY: help env model gemma text serve test test-all nightly test-gpu memcheck bench-gpu soak fuzz evidence evidence-gpu peers monitoring-test ray-test manifests schemas features dashboard dashboard-picture compat lint type ci clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -48,6 +48,12 @@ test: env model text schemas ## run the tests, without the slow ones (more pytes
 
 test-all: env model text schemas ## run all tests
 	$(PYTEST) $(ARGS)
+
+# Without them the tests of monitoring are skipped, with the reason.
+nightly: env model text schemas ## what `make test` leaves out on a CPU: slow, Ray, monitoring, a patched vLLM
+	@command -v prometheus >/dev/null && command -v promtool >/dev/null || \
+		echo "no prometheus or no promtool (Debian: prometheus): what needs them is skipped"
+	$(PYTEST) -m slow $(ARGS)
 
 test-gpu: env ## run the tests that need an NVIDIA GPU, four at a time
 	HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 $(VENV)/python -m pytest -q -n 4 tests/gpu $(ARGS)
