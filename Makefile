@@ -23,7 +23,7 @@ export VLLM_SINK_VLLM = $(VLLM)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env lock model gemma text serve test test-all test-gpu memcheck bench-gpu soak fuzz evidence evidence-gpu peers monitoring-test ray-test manifests schemas features dashboard dashboard-picture compat lint type ci clean
+.PHONY: help env lock model gemma text serve test test-all nightly test-gpu memcheck bench-gpu soak fuzz evidence evidence-gpu peers monitoring-test ray-test manifests schemas features dashboard dashboard-picture compat lint type ci clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -51,6 +51,12 @@ test: env model text schemas ## run the tests, without the slow ones (more pytes
 
 test-all: env model text schemas ## run all tests
 	$(PYTEST) $(ARGS)
+
+# Without them the tests of monitoring are skipped, with the reason.
+nightly: env model text schemas ## what `make test` leaves out on a CPU: slow, Ray, monitoring, a patched vLLM
+	@command -v prometheus >/dev/null && command -v promtool >/dev/null || \
+		echo "no prometheus or no promtool (Debian: prometheus): what needs them is skipped"
+	$(PYTEST) -m slow $(ARGS)
 
 test-gpu: env ## run the tests that need an NVIDIA GPU, four at a time
 	HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 $(VENV)/python -m pytest -q -n 4 tests/gpu $(ARGS)
@@ -118,9 +124,10 @@ fuzz: env ## send what no client should to every route for MINUTES=30; fail if a
 	HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 $(VENV)/python -m tests.fuzz --minutes $(or $(MINUTES),30) \
 		--json build/fuzz.json $(ARGS)
 
-lint: env ## ruff: check and format
+lint: env ## ruff: check and format; import-linter: no room imports a higher one, no circles
 	$(VENV)/ruff check .
 	$(VENV)/ruff format --check .
+	$(VENV)/lint-imports --no-cache
 
 type: env ## mypy on the package
 	$(VENV)/mypy vllm_sink

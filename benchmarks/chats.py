@@ -207,6 +207,7 @@ def main() -> None:
         for name, rounds in sides.items()
     }
     result = {
+        "benchmark": "chats",
         "model": Path(args.model).name,
         "chats": args.chats,
         "sides": sides,

@@ -10,6 +10,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+#: Columns of a line of a result file, curves aside.
+LINE = 160
+
 
 def _commit() -> str | None:
     try:
@@ -60,10 +63,50 @@ def provenance() -> dict[str, Any]:
     }
 
 
+def formatted(value: Any, indent: int = 0) -> str:
+    """JSON for people and for git: a curve, a row of a table and what fits it is one line.
+
+    Args:
+        value: plain data; nine digits of its floats are written: a float32 needs no more.
+        indent: of the line that it begins on, spaces.
+    """
+    line = json.dumps(_rounded(value))
+    if not isinstance(value, dict | list | tuple) or _is_curve(value) or indent + len(line) <= LINE:
+        return line
+    inner, outer = "\n" + " " * (indent + 1), "\n" + " " * indent
+    if isinstance(value, dict):
+        parts = [f"{json.dumps(str(k))}: {formatted(v, indent + 1)}" for k, v in value.items()]
+        return "{" + inner + f",{inner}".join(parts) + outer + "}"
+    rows = (json.dumps(_rounded(v)) if _is_row(v) else formatted(v, indent + 1) for v in value)
+    return "[" + inner + f",{inner}".join(rows) + outer + "]"
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(v) for v in value]
+    return float(f"{value:.9g}") if isinstance(value, float) else value
+
+
+def _is_curve(value: Any) -> bool:
+    """Numbers, or lists of them."""
+    if isinstance(value, list | tuple):
+        return all(_is_curve(v) for v in value)
+    return value is None or isinstance(value, int | float)
+
+
+def _is_row(value: Any) -> bool:
+    """One of a table: named values, or a level more of them."""
+    if isinstance(value, dict):
+        return all(_is_row(v) for v in value.values())
+    return not isinstance(value, list | tuple)
+
+
 def write(path: Path, result: dict[str, Any]) -> None:
     """Write a result as JSON, with its provenance."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result | {"run": provenance()}, indent=1) + "\n")
+    path.write_text(formatted(result | {"run": provenance()}) + "\n")
 
 
 def earlier(path: Path, settings: dict[str, Any]) -> dict[str, Any]:

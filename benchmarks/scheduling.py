@@ -154,6 +154,7 @@ def main() -> None:
     bar.close()
     assert len(queued.scheduler.waiting) == args.waiting
     result: dict[str, Any] = {
+        "benchmark": "scheduling",
         "streams": args.streams,
         "waiting": args.waiting,
         "waiting_prompt_tokens": args.waiting_tokens,

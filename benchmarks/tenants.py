@@ -112,6 +112,7 @@ def main() -> None:
         for name, rounds in sides.items()
     }
     result: dict[str, Any] = {
+        "benchmark": "tenants",
         "model": Path(args.model).name,
         "seats": args.seats,
         "flood": args.flood,

@@ -24,6 +24,9 @@ from benchmarks.peers.texts import text_tokens
 #: Their windows are shorter than the context whatever they are given, or nothing can be scored.
 LEFT_OUT = ("recomputation",)
 
+#: Tokens of a point of the curve.
+POINT = 512
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -52,7 +55,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def read(name: str, entry: Entry, args: argparse.Namespace, tokens: list[int]) -> dict[str, Any]:
-    """One peer's log-probabilities, or why there are none."""
+    """One peer's perplexity by position, or why there is none."""
     log = args.json.with_suffix(".logs") / f"{name.replace(' ', '-')}.log"
     driver = Driver(entry.driver, entry.environment, log, entry.variables)
     settings = {
@@ -71,9 +74,24 @@ def read(name: str, entry: Entry, args: argparse.Namespace, tokens: list[int]) -
         return {"policy": entry.policy, "error": str(error)}
     finally:
         driver.stop()
-    # Four digits, so that a result is a file that one can look into.
-    logprobs = [round(value, 4) for value in logprobs]
-    return {"policy": entry.policy, "versions": told["versions"], "logprobs": logprobs}
+    return {
+        "policy": entry.policy,
+        "versions": told["versions"],
+        "curve": curve(logprobs),
+        "by_position": by_position(logprobs, engines.native_context(args.model)),
+    }
+
+
+def curve(logprobs: list[float]) -> list[list[float]]:
+    """Points of the picture: the token at which ``POINT`` tokens end, and their perplexity."""
+    return [
+        [begin + POINT, _perplexity(logprobs[begin : begin + POINT])]
+        for begin in range(0, len(logprobs) - POINT + 1, POINT)
+    ]
+
+
+def _perplexity(logprobs: list[float]) -> float:
+    return math.exp(min(700.0, -statistics.mean(logprobs)))
 
 
 def by_position(logprobs: list[float], native: int) -> list[dict[str, float]]:
@@ -84,8 +102,7 @@ def by_position(logprobs: list[float], native: int) -> list[dict[str, float]]:
         part = logprobs[begin : begin + half]
         if len(part) < half // 2:
             continue
-        perplexity = math.exp(min(700.0, -statistics.mean(part)))
-        rows.append({"from": begin, "to": begin + len(part), "perplexity": perplexity})
+        rows.append({"from": begin, "to": begin + len(part), "perplexity": _perplexity(part)})
     return rows
 
 
@@ -98,12 +115,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(9, 4.8))
     for name, row in result["peers"].items():
-        width = 512
-        logprobs = row.get("logprobs", [])
-        points = [
-            (i + width, math.exp(min(700.0, -statistics.mean(logprobs[i : i + width]))))
-            for i in range(0, len(logprobs) - width + 1, width)
-        ]
+        points = row.get("curve", [])
         thick = 2.2 if name == "vllm-sink" else 1.0
         if points:
             axes.plot(*zip(*points, strict=True), label=name, linewidth=thick)
@@ -132,19 +144,16 @@ def main() -> None:
         "cache_tokens": args.cache_tokens,
     }
     told = record.earlier(args.json, settings)
-    native = engines.native_context(args.model)
     result: dict[str, Any] = {
         "benchmark": "peers beyond",
         **settings,
-        "native_context": native,
+        "native_context": engines.native_context(args.model),
         "peers": told.get("peers", {}),
     }
     for name in tqdm(args.names, desc="peers"):
-        if "logprobs" in result["peers"].get(name, {}):
+        if "curve" in result["peers"].get(name, {}):
             continue
         row = read(name, PEERS[name], args, tokens)
-        if "logprobs" in row:
-            row["by_position"] = by_position(row["logprobs"], native)
         result["peers"][name] = row
         record.write(args.json, result)
         shown = [f"{p['perplexity']:.2f}" for p in row.get("by_position", [])]

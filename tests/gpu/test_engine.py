@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tests.e2e.engines import (
     assert_equal_the_reference,
@@ -21,10 +20,7 @@ from tests.e2e.engines import (
 )
 from tests.models.factory import make_tiny
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU on this machine"),
-]
+pytestmark = pytest.mark.gpu
 
 SINKS = (0, 1, 5, 20)
 #: A named pool: nothing is measured, so tests may share a GPU.

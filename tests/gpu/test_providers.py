@@ -11,10 +11,7 @@ import torch
 
 from tests.paged import BATCHES, Batch, Row, Shape, batch_of, expected
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU on this machine"),
-]
+pytestmark = pytest.mark.gpu
 
 PROVIDERS = ("flash", "flash-2", "triton", "flash+triton", "xformers")
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from random import Random
 
 import pytest
-import torch
 
 from tests.e2e.engines import greedy, prompt, random_tokens, scheduler_of, tiny
 from tests.e2e.streams import (
@@ -21,10 +20,7 @@ from tests.e2e.streams import (
     say_all,
 )
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU on this machine"),
-]
+pytestmark = pytest.mark.gpu
 
 #: A named pool: nothing is measured, so tests may share a GPU.
 SETTINGS = {"kv_cache_memory_bytes": 64 << 20, "gpu_memory_utilization": 0.05}

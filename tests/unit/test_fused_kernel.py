@@ -12,10 +12,6 @@ import torch
 
 from tests.paged import BATCHES, MIXED, Shape, attention, batch_of, expected
 
-#: vLLM's CPU build switches Triton off where it sees it, and the interpreter must be chosen before
-#: the kernels are defined: these tests run in a process of their own.
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-
 SHAPES = {
     "plain": Shape(),
     "one head a group, blocks of 32": Shape(heads=2, kv_heads=2, block_size=32),
@@ -31,11 +27,11 @@ SHAPES = {
 }
 
 
-@pytest.mark.skipif(INTERPRETED, reason="this is the process that starts the other")
 def test_in_the_interpreter() -> None:
     pytest.importorskip("triton")
+    options = ("-q", "-p", "no:cacheprovider", "-m", "interpreted")
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
+        [sys.executable, "-m", "pytest", *options, __file__],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
@@ -51,7 +47,9 @@ CASES = [(s, b) for s in SHAPES for b in BATCHES if s == "plain" or "windows" in
 #: Merging goes the same ways through a shape, but for these.
 MERGED = [(s, b) for s, b in CASES if s in ("plain", "alibi", "soft cap", "odd head size")]
 
-interpreted = pytest.mark.skipif(not INTERPRETED, reason="run by test_in_the_interpreter")
+#: vLLM's CPU build switches Triton off where it sees it, and the interpreter must be chosen before
+#: the kernels are defined: these tests run in a process of their own.
+interpreted = pytest.mark.interpreted
 
 
 @interpreted
