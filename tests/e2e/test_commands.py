@@ -17,8 +17,11 @@ import pytest
 
 from tests.e2e.engines import tiny
 from tests.e2e.servers import Server, environment, serve, until
+from tests.e2e.terminals import running
 from vllm_sink import cli
 from vllm_sink.commands import server as commands
+from vllm_sink.commands.errors import ServerError
+from vllm_sink.commands.key import Key
 
 pytestmark = pytest.mark.xdist_group("server")
 
@@ -89,23 +92,36 @@ def test_stream_as_far_as_the_server_lets_it(server: Server) -> None:
     assert "2,048 tokens | 16.00 x the native context" in ended.stderr.splitlines()[-1]
 
 
+def _command(server: Server, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "vllm_sink.cli", arguments[0], server.url, *arguments[1:]]
+
+
 def test_stream_in_a_terminal(server: Server) -> None:
-    """With a terminal the status stays in the last row, and the terminal is given back."""
-    ended = subprocess.run(
-        [
-            "script",
-            "-qec",
-            f"{sys.executable} -m vllm_sink.cli stream {server.url} --max-tokens 80",
-            "/dev/null",
-        ],
-        env=environment() | {"VLLM_LOGGING_LEVEL": "ERROR"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert "x the native context of 128" in ended.stdout
-    assert "\x1b[r" in ended.stdout  # all rows scroll again
+    """The status stays below the text, at any size, and the terminal is given back."""
+    with running(_command(server, "stream"), _environment()) as (terminal, process):
+        terminal.read_until("x the native context of 128 |", 120)
+        terminal.resize(10, 20)
+        terminal.read_until("\x1b[0m", 10)
+        narrow = terminal.read_until(" x the na\x1b[0m", 60)
+        assert "native context" not in narrow.splitlines()[-1]
+        terminal.press(b"\x03")
+        end = terminal.read_until("; ended: interrupted", 60)
+        assert "\x1b[?25h" in end
+        assert process.wait(60) == 0
+
+
+def test_top_in_a_terminal(server: Server) -> None:
+    """The view fills a screen of its own; its last state stays."""
+    command = _command(server, "top", "--interval", "0.5")
+    with running(command, _environment()) as (terminal, process):
+        terminal.read_until("Ctrl-C ends", 120)
+        assert "\x1b[?1049h" in terminal.shown
+        terminal.resize(10, 20)
+        terminal.read_until(f"{server.url[:19]}…", 60)
+        terminal.press(b"\x03")
+        end = terminal.read_until(" ended\r\n", 60)
+        assert "\x1b[?1049l" in end
+        assert process.wait(60) == 0
 
 
 def test_top(server: Server) -> None:
@@ -122,7 +138,7 @@ def test_top(server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("stream", "{url}", "--model", "other"), "--model: 'other' is not allowed; allowed: one"),
         (("stream", "{url}", "--sink-tokens", "100"), "sink_tokens: 100 is not allowed"),
@@ -134,10 +150,10 @@ def test_top(server: Server) -> None:
         (("top", "{url}", "--interval", "0"), "'0' is not allowed; allowed: a positive number"),
     ],
 )
-def test_errors_are_one_line(server: Server, arguments: tuple[str, ...], said: str) -> None:
+def test_errors_are_one_line(server: Server, arguments: tuple[str, ...], message: str) -> None:
     ended = _run(*(a.format(url=server.url) for a in arguments))
     assert ended.returncode == 2
-    assert said in ended.stderr
+    assert message in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
@@ -204,7 +220,7 @@ def test_a_key(guarded: Server, command: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "key", "said"),
+    ("arguments", "key", "message"),
     [
         ((), "", "HTTP 401: it asks for an API key; set the server's key in VLLM_API_KEY"),
         ((), "a-wrong-one", "HTTP 401: it refuses the key of VLLM_API_KEY; set the server's key"),
@@ -212,11 +228,11 @@ def test_a_key(guarded: Server, command: str) -> None:
     ],
 )
 def test_no_key_or_a_wrong_one(
-    guarded: Server, arguments: tuple[str, ...], key: str, said: str
+    guarded: Server, arguments: tuple[str, ...], key: str, message: str
 ) -> None:
     ended = _run("stream", guarded.url, *arguments, key=key)
     assert ended.returncode == 2
-    assert said in ended.stderr
+    assert message in ended.stderr
     assert "a-wrong-one" not in ended.stdout + ended.stderr
 
 
@@ -244,7 +260,7 @@ def test_a_stream_that_waits_hears_comments(guarded: Server, tmp_path: Path) -> 
 
 
 def _model(server: Server) -> str:
-    return str(commands.Server(server.url, commands.Key(KEY, "test")).model(None)["id"])
+    return str(commands.Server(server.url, Key(KEY, "test")).model(None)["id"])
 
 
 def test_a_server_that_shuts_down(
@@ -256,25 +272,25 @@ def test_a_server_that_shuts_down(
 
     The last test of this server.
     """
-    with _endless(guarded, tmp_path) as running:
+    with _endless(guarded, tmp_path) as following:
         _process(guarded).send_signal(signal.SIGTERM)
         until(lambda: "shutting down" in _health(guarded), 60)
         # In this process: there are but seconds.
         assert cli.main(["stream", guarded.url, "--api-key", KEY]) == 2
-        said = capsys.readouterr().err
-        assert "/v1/completions: HTTP 503: this server is shutting down: send the" in said
-        assert said.endswith("(Retry-After: 1 s)\n")
-        told = running.communicate(timeout=120)[1]
-        assert running.returncode == 1, told
-        assert "; ended: error\n" in told
-        assert f"error: {guarded.url} ended the stream: this server is shutting down" in told
-        assert "Traceback" not in told
+        message = capsys.readouterr().err
+        assert "/v1/completions: HTTP 503: this server is shutting down: send the" in message
+        assert message.endswith("(Retry-After: 1 s)\n")
+        errors = following.communicate(timeout=120)[1]
+        assert following.returncode == 1, errors
+        assert "; ended: error\n" in errors
+        assert f"error: {guarded.url} ended the stream: this server is shutting down" in errors
+        assert "Traceback" not in errors
 
 
 def _health(server: Server) -> str:
     try:
         return commands.Server(server.url).get("/health")
-    except commands.ServerError as error:
+    except ServerError as error:
         return str(error)
 
 
@@ -282,24 +298,24 @@ def test_a_server_that_dies(tiny_folder: Path, tmp_path: Path) -> None:
     flags = ONE_AT_A_TIME.split()
     with (
         serve(tiny("llama-gqa", tiny_folder), tmp_path / "log", *flags) as dying,
-        _endless(dying, tmp_path) as running,
+        _endless(dying, tmp_path) as following,
     ):
         server = _process(dying)
         engines = server.children(recursive=True)
         server.kill()
-        told = running.communicate(timeout=120)[1]
+        errors = following.communicate(timeout=120)[1]
         for engine in psutil.wait_procs(engines, timeout=60)[1]:
             engine.kill()
-    assert running.returncode == 1, told
-    assert f"error: {dying.url} went away: " in told
-    assert "Traceback" not in told
+    assert following.returncode == 1, errors
+    assert f"error: {dying.url} went away: " in errors
+    assert "Traceback" not in errors
 
 
 def _plan(folder: Path, *arguments: str) -> dict[str, object]:
     ended = _run("plan", str(folder), "--json", *arguments)
     assert ended.returncode == 0, ended.stderr
-    told: dict[str, object] = json.loads(ended.stdout)
-    return told
+    plan: dict[str, object] = json.loads(ended.stdout)
+    return plan
 
 
 def test_plan(tiny_folder: Path) -> None:
@@ -308,9 +324,9 @@ def test_plan(tiny_folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     token = config["num_hidden_layers"] * config["num_key_value_heads"] * head * 2 * 4
-    told = _plan(folder, "--kv-gib=0.001", "--dtype=float32", "--window-tokens=60", "--bandwidth=1")
-    (row,) = told["windows"]  # type: ignore[misc]
-    assert told["kv_bytes_per_token"] == token
+    plan = _plan(folder, "--kv-gib=0.001", "--dtype=float32", "--window-tokens=60", "--bandwidth=1")
+    (row,) = plan["windows"]  # type: ignore[misc]
+    assert plan["kv_bytes_per_token"] == token
     # One sink block; the window and the token that comes touch at most three blocks of 32.
     assert row["blocks_per_stream"] == 4
     assert row["kv_bytes_per_stream"] == 4 * 32 * token
@@ -324,7 +340,7 @@ def test_plan(tiny_folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (
             "--kv-gib 1 --window-tokens 125",
@@ -335,18 +351,18 @@ def test_plan(tiny_folder: Path) -> None:
         ("--kv-gib none", "'none' is not allowed; allowed: a positive number of GiB"),
     ],
 )
-def test_plan_refuses(tiny_folder: Path, arguments: str, said: str) -> None:
+def test_plan_refuses(tiny_folder: Path, arguments: str, message: str) -> None:
     ended = _run("plan", str(tiny("llama-gqa", tiny_folder)), *arguments.split())
     assert ended.returncode in (1, 2)
-    assert said in ended.stderr + ended.stdout
+    assert message in ended.stderr + ended.stdout
     assert "Traceback" not in ended.stderr
 
 
 def test_doctor_takes_every_flag_of_a_server(tiny_folder: Path) -> None:
     """Options before the model, the front end's among them; a refusal has a server's words."""
     folder = str(tiny("llama-gqa", tiny_folder))
-    flags = "--json --dtype float32 --window-tokens 60 --port 8001 --max-model-len 700 --kv-gib 1"
-    ended = _run("doctor", *flags.split(), folder)
+    flags = "--json --dtype float32 --window-tokens 60 --port 8001 --max-model-len 700 --kv_gib 1"
+    ended = _run("doctor", *flags.split(), "-cc.cudagraph_mode=NONE", "-tp", "1", folder)
     assert ended.returncode == 0, ended.stderr
     verdict = json.loads(ended.stdout)
     assert verdict["supported"]
@@ -361,7 +377,7 @@ def test_doctor_takes_every_flag_of_a_server(tiny_folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ("--sink-tokens -1", "'-1' is not allowed; allowed: an integer of at least 0"),
         ("--kv-policy full", "--kv-policy: 'full' is not allowed; allowed: sink or window"),
@@ -370,7 +386,7 @@ def test_doctor_takes_every_flag_of_a_server(tiny_folder: Path) -> None:
     ],
 )
 def test_doctors_errors(
-    tiny_folder: Path, arguments: str, said: str, capsys: pytest.CaptureFixture[str]
+    tiny_folder: Path, arguments: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In this process: vLLM is there already."""
     folder = str(tiny("llama-gqa", tiny_folder))
@@ -378,10 +394,10 @@ def test_doctors_errors(
         status = cli.main(["doctor", folder, *arguments.split()])
     except SystemExit as ended:  # argparse's own
         status = int(ended.code or 0)
-    told = capsys.readouterr()
+    printed = capsys.readouterr()
     assert status == 2
-    assert said in told.err
-    assert told.out == ""
+    assert message in printed.err
+    assert printed.out == ""
 
 
 def test_doctor_of_no_model(capsys: pytest.CaptureFixture[str]) -> None:
@@ -389,15 +405,16 @@ def test_doctor_of_no_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert "MODEL: 'nothing' is not allowed" in capsys.readouterr().err
 
 
-def test_help_does_not_import_vllm() -> None:
-    for arguments in (["--help"], ["doctor", "--help"]):
+def test_help_imports_nothing_slow() -> None:
+    for arguments in (["--help"], ["doctor", "--help"], ["doctor", "model", "-h"]):
         code = (
             "import atexit, sys; from vllm_sink import cli; "
-            "atexit.register(lambda: print('vllm' in sys.modules)); "
+            "slow = {'vllm', 'torch', 'openai', 'httpx', 'rich'}; "
+            "atexit.register(lambda: print(slow & set(sys.modules))); "
             f"cli.main({arguments})"
         )
         ended = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
         )
         assert "doctor" in ended.stdout
-        assert ended.stdout.splitlines()[-1] == "False"
+        assert ended.stdout.splitlines()[-1] == "set()"
