@@ -17,9 +17,12 @@ import pytest
 
 from tests.e2e.command_line import environment_of_commands, run_command
 from tests.e2e.engines import tiny
-from tests.e2e.servers import Server, environment, serve, until
+from tests.e2e.servers import Server, serve, until
+from tests.e2e.terminals import running
 from vllm_sink import cli
 from vllm_sink.commands import server as commands
+from vllm_sink.commands.errors import ServerError
+from vllm_sink.commands.key import Key
 
 pytestmark = pytest.mark.xdist_group("server")
 
@@ -71,23 +74,36 @@ def test_stream_as_far_as_the_server_lets_it(server: Server) -> None:
     assert "2,048 tokens | 16.00 x the native context" in ended.stderr.splitlines()[-1]
 
 
+def _command(server: Server, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "vllm_sink.cli", arguments[0], server.url, *arguments[1:]]
+
+
 def test_stream_in_a_terminal(server: Server) -> None:
-    """With a terminal the status stays in the last row, and the terminal is given back."""
-    ended = subprocess.run(
-        [
-            "script",
-            "-qec",
-            f"{sys.executable} -m vllm_sink.cli stream {server.url} --max-tokens 80",
-            "/dev/null",
-        ],
-        env=environment() | {"VLLM_LOGGING_LEVEL": "ERROR"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert "x the native context of 128" in ended.stdout
-    assert "\x1b[r" in ended.stdout  # all rows scroll again
+    """The status stays below the text, at any size, and the terminal is given back."""
+    with running(_command(server, "stream"), environment_of_commands()) as (terminal, process):
+        terminal.read_until("x the native context of 128 |", 120)
+        terminal.resize(10, 20)
+        terminal.read_until("\x1b[0m", 10)
+        narrow = terminal.read_until(" x the na\x1b[0m", 60)
+        assert "native context" not in narrow.splitlines()[-1]
+        terminal.press(b"\x03")
+        end = terminal.read_until("; ended: interrupted", 60)
+        assert "\x1b[?25h" in end
+        assert process.wait(60) == 0
+
+
+def test_top_in_a_terminal(server: Server) -> None:
+    """The view fills a screen of its own; its last state stays."""
+    command = _command(server, "top", "--interval", "0.5")
+    with running(command, environment_of_commands()) as (terminal, process):
+        terminal.read_until("Ctrl-C ends", 120)
+        assert "\x1b[?1049h" in terminal.shown
+        terminal.resize(10, 20)
+        terminal.read_until(f"{server.url[:19]}…", 60)
+        terminal.press(b"\x03")
+        end = terminal.read_until(" ended\r\n", 60)
+        assert "\x1b[?1049l" in end
+        assert process.wait(60) == 0
 
 
 def test_top(server: Server) -> None:
@@ -104,7 +120,7 @@ def test_top(server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("stream", "{url}", "--model", "other"), "--model: 'other' is not allowed; allowed: one"),
         (("stream", "{url}", "--sink-tokens", "100"), "sink_tokens: 100 is not allowed"),
@@ -116,10 +132,10 @@ def test_top(server: Server) -> None:
         (("top", "{url}", "--interval", "0"), "'0' is not allowed; allowed: a positive number"),
     ],
 )
-def test_errors_are_one_line(server: Server, arguments: tuple[str, ...], said: str) -> None:
+def test_errors_are_one_line(server: Server, arguments: tuple[str, ...], message: str) -> None:
     ended = run_command(*(a.format(url=server.url) for a in arguments))
     assert ended.returncode == 2
-    assert said in ended.stderr
+    assert message in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
@@ -186,7 +202,7 @@ def test_a_key(guarded: Server, command: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "key", "said"),
+    ("arguments", "key", "message"),
     [
         ((), "", "HTTP 401: it asks for an API key; set the server's key in VLLM_API_KEY"),
         ((), "a-wrong-one", "HTTP 401: it refuses the key of VLLM_API_KEY; set the server's key"),
@@ -194,11 +210,11 @@ def test_a_key(guarded: Server, command: str) -> None:
     ],
 )
 def test_no_key_or_a_wrong_one(
-    guarded: Server, arguments: tuple[str, ...], key: str, said: str
+    guarded: Server, arguments: tuple[str, ...], key: str, message: str
 ) -> None:
     ended = run_command("stream", guarded.url, *arguments, key=key)
     assert ended.returncode == 2
-    assert said in ended.stderr
+    assert message in ended.stderr
     assert "a-wrong-one" not in ended.stdout + ended.stderr
 
 
@@ -226,7 +242,7 @@ def test_a_stream_that_waits_hears_comments(guarded: Server, tmp_path: Path) -> 
 
 
 def _model(server: Server) -> str:
-    return str(commands.Server(server.url, commands.Key(KEY, "test")).model(None)["id"])
+    return str(commands.Server(server.url, Key(KEY, "test")).model(None)["id"])
 
 
 def test_a_server_that_shuts_down(
@@ -238,25 +254,25 @@ def test_a_server_that_shuts_down(
 
     The last test of this server.
     """
-    with _endless(guarded, tmp_path) as running:
+    with _endless(guarded, tmp_path) as following:
         _process(guarded).send_signal(signal.SIGTERM)
         until(lambda: "shutting down" in _health(guarded), 60)
         # In this process: there are but seconds.
         assert cli.main(["stream", guarded.url, "--api-key", KEY]) == 2
-        said = capsys.readouterr().err
-        assert "/v1/completions: HTTP 503: this server is shutting down: send the" in said
-        assert said.endswith("(Retry-After: 1 s)\n")
-        told = running.communicate(timeout=120)[1]
-        assert running.returncode == 1, told
-        assert "; ended: error\n" in told
-        assert f"error: {guarded.url} ended the stream: this server is shutting down" in told
-        assert "Traceback" not in told
+        message = capsys.readouterr().err
+        assert "/v1/completions: HTTP 503: this server is shutting down: send the" in message
+        assert message.endswith("(Retry-After: 1 s)\n")
+        errors = following.communicate(timeout=120)[1]
+        assert following.returncode == 1, errors
+        assert "; ended: error\n" in errors
+        assert f"error: {guarded.url} ended the stream: this server is shutting down" in errors
+        assert "Traceback" not in errors
 
 
 def _health(server: Server) -> str:
     try:
         return commands.Server(server.url).get("/health")
-    except commands.ServerError as error:
+    except ServerError as error:
         return str(error)
 
 
@@ -264,14 +280,14 @@ def test_a_server_that_dies(tiny_folder: Path, tmp_path: Path) -> None:
     flags = ONE_AT_A_TIME.split()
     with (
         serve(tiny("llama-gqa", tiny_folder), tmp_path / "log", *flags) as dying,
-        _endless(dying, tmp_path) as running,
+        _endless(dying, tmp_path) as following,
     ):
         server = _process(dying)
         engines = server.children(recursive=True)
         server.kill()
-        told = running.communicate(timeout=120)[1]
+        errors = following.communicate(timeout=120)[1]
         for engine in psutil.wait_procs(engines, timeout=60)[1]:
             engine.kill()
-    assert running.returncode == 1, told
-    assert f"error: {dying.url} went away: " in told
-    assert "Traceback" not in told
+    assert following.returncode == 1, errors
+    assert f"error: {dying.url} went away: " in errors
+    assert "Traceback" not in errors

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
+import io
 import os
-import pty
-import struct
-import termios
+import sys
 
 import pytest
 
-from vllm_sink.commands.server import Key, Server
-from vllm_sink.commands.stream import _status_line
+from tests.e2e.terminals import running
+from vllm_sink import cli
+from vllm_sink.commands.key import Key
+from vllm_sink.commands.live_text import live_text
+from vllm_sink.commands.server import Server
 from vllm_sink.errors import PolicyError
 
 
@@ -36,34 +37,80 @@ def test_a_key_is_never_shown(value: str) -> None:
 
 
 def test_a_slow_server_is_waited_for() -> None:
-    client = Server("http://localhost:8000/v1/").client
-    assert client.timeout.read is None
-    assert client.timeout.connect is not None
-    assert client.max_retries == 0
+    server = Server("http://localhost:8000/v1/")
+    for timeout in (server.client.timeout, server.http.timeout):
+        assert timeout.read is None
+        assert timeout.connect is not None
+    assert server.client.max_retries == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("plan m --kv-gib nan", "--kv-gib: 'nan' is not allowed; allowed: a positive number of G"),
+        ("plan m --gpu-gib inf", "--gpu-gib: 'inf' is not allowed; allowed: a positive number"),
+        ("plan m --kv-gib 0", "--kv-gib: '0' is not allowed; allowed: a positive number of GiB"),
+        (
+            "plan m --gpu-memory-utilization 1.5",
+            "--gpu-memory-utilization: '1.5' is not allowed; allowed: a positive number, 1e-09 to",
+        ),
+        (
+            "plan m --window-tokens 60 --window-tokens x",
+            "--window-tokens: 'x' is not allowed; allowed: an integer",
+        ),
+        ("plan m --kv-gib 1 --gpu-gib 2", "--gpu-gib: 2.0 is not allowed; allowed: one of --kv-g"),
+        ("plan", "'MODEL'"),
+        ("plan m --no-such-flag", "--no-such-flag"),
+        ("stream u --max-tokens -1", "--max-tokens: '-1' is not allowed; allowed: an integer of"),
+        ("stream u --temperature x", "--temperature: 'x' is not allowed; allowed: a number"),
+        ("doctor m --kv-gib x", "--kv-gib: 'x' is not allowed; allowed: a positive number of GiB"),
+        ("doctor --hooks --port 1", "--hooks: '--port 1' is not allowed; allowed: no flag of vllm"),
+        ("bogus", "'bogus'"),
+        ("", "{doctor,plan,stream,top}"),
+    ],
+)
+def test_an_error_names_the_flag_the_value_and_what_is_allowed(
+    arguments: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments.split()) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.out == ""
+
+
+def test_text_without_a_terminal_is_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    out = io.StringIO()
+    with live_text(out, lambda: "the status") as write:
+        write("some ")
+        write("[b]text\n")
+    assert out.getvalue() == "some [b]text\n"
+
+
+#: Writes a text when a line is entered, and ends with the next.
+PROGRAM = """
+import sys
+from vllm_sink.commands.live_text import live_text
+with live_text(sys.stdout, lambda: "the status") as write:
+    input()
+    write("a long\\b line")
+    input()
+"""
 
 
 def test_the_status_line_follows_the_terminals_size() -> None:
-    ours, theirs = pty.openpty()
-
-    def resize(rows: int, columns: int) -> None:
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-
-    def written() -> str:
-        return os.read(ours, 65536).decode()
-
-    resize(20, 60)
-    with os.fdopen(theirs, "w") as out:
-        with _status_line(out) as show:
-            show("the status")
-            first = written()
-            assert "\x1b[1;19r" in first  # the rows that scroll
-            assert f"\x1b[20;1H\x1b[7m{'the status':<60}\x1b[0m" in first
-            show("the same")
-            assert "r\x1b8" not in written()
-            resize(10, 6)
-            show("the status")
-            second = written()
-            assert "\x1b[1;9r" in second
-            assert "\x1b[10;1H\x1b[7mthe st\x1b[0m" in second
-        assert written().startswith("\x1b[r\x1b[10;1H")
-    os.close(ours)
+    with running([sys.executable, "-c", PROGRAM], dict(os.environ)) as (terminal, process):
+        terminal.read_until("\x1b[7mthe status\x1b[0m", 60)
+        terminal.resize(10, 6)
+        terminal.read_until("\x1b[7mthe st\x1b[0m", 10)  # without any new text
+        terminal.press(b"\n")
+        terminal.read_until("\x1b[2Ka long\r\n", 10)  # a row that is full
+        terminal.resize(20, 60)
+        terminal.read_until("\x1b[7mthe status\x1b[0m", 10)
+        terminal.press(b"\n")
+        assert process.wait(60) == 0
+        # The cursor is seen again; the status goes and the text stays.
+        after = terminal.read_until("\x1b[?25h", 10).rpartition("\x1b[?25h")[2]
+        after += terminal.read_until("line", 10) if "line" not in after else ""
+    assert "the status" not in after
+    assert "\b" not in terminal.shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
@@ -33,14 +34,16 @@ class _Rows:
 
     def write(self, text: str) -> None:
         """Append text; rows that are full go above what changes."""
+        # A control character that a model writes would move the cursor.
+        text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
         rows = Text(self.unfinished + text).wrap(self._console, self._console.width)
         # First: printing draws what changes anew.
         self.unfinished = rows.pop().plain if rows else ""
         for row in rows:
             self._console.print(row, soft_wrap=True)
 
-    def changing(self) -> Group:
-        """The last row of the text, and the status line."""
+    def __rich__(self) -> Group:
+        """The last row of the text, and the status line, as they are now."""
         status = Text(self._status(), style="reverse", no_wrap=True, overflow="crop")
         return Group(Text(self.unfinished), status)
 
@@ -65,8 +68,8 @@ def live_text(out: TextIO, status: Callable[[], str]) -> Iterator[Callable[[str]
     rows = _Rows(console, status)
     try:
         with Live(
+            rows,
             console=console,
-            get_renderable=rows.changing,
             refresh_per_second=REFRESHES,
             transient=True,
             redirect_stdout=False,
