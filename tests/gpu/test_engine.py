@@ -138,10 +138,11 @@ def compiled() -> dict[str, int]:
     """What has been compiled and captured in this process so far."""
     from vllm.compilation.counter import compilation_counter
 
-    from vllm_sink.attention.kernels import fused
+    from vllm_sink.attention.kernels.compact_tables import compact_tables
+    from vllm_sink.attention.kernels.fused import sink_attention
 
     counts = {k: v for k, v in vars(compilation_counter).items() if isinstance(v, int)}
-    for kernel in (fused.sink_attention, fused.compact_tables):
+    for kernel in (sink_attention, compact_tables):
         counts[kernel.__name__] = sum(len(of[0]) for of in kernel.device_caches.values())
     return counts
 

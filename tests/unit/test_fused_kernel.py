@@ -55,7 +55,8 @@ interpreted = pytest.mark.interpreted
 @interpreted
 @pytest.mark.parametrize(("name", "batch_name"), CASES)
 def test_equals_the_rules(name: str, batch_name: str) -> None:
-    from vllm_sink.attention.kernels.launch import FusedKernel, Tuning
+    from vllm_sink.attention.kernels.launch import FusedKernel
+    from vllm_sink.attention.kernels.tuning import Tuning
 
     rows = BATCHES[batch_name]
     batch = batch_of(SHAPES[name], rows, padding=2)
@@ -87,7 +88,7 @@ def test_sinks_merge_into_a_window(name: str, batch_name: str) -> None:
 
 @interpreted
 def test_compact_tables() -> None:
-    from vllm_sink.attention.kernels.launch import compact
+    from vllm_sink.attention.kernels.compact_tables import compact
 
     batch = batch_of(Shape(), MIXED, padding=1)
     step = batch.step

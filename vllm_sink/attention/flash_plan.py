@@ -15,7 +15,7 @@ from vllm.model_executor.layers.attention import Attention
 
 from vllm_sink.attention import providers
 from vllm_sink.attention.flash_provider import flash_version
-from vllm_sink.attention.kernels.launch import compact
+from vllm_sink.attention.kernels.compact_tables import compact
 from vllm_sink.attention.paged_step import PagedStep
 from vllm_sink.cache.spec import SinkWindowSpec
 from vllm_sink.config.kv_policy import policy_of

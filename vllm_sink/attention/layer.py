@@ -33,6 +33,11 @@ class LayerParams:
     soft_cap: float = 0.0
     rotary: ExactRotary | None = None
 
+    @property
+    def group(self) -> int:
+        """Query heads that share a KV head."""
+        return self.num_heads // self.num_kv_heads
+
     def turn_back(self, query: torch.Tensor, evicted: torch.Tensor) -> torch.Tensor:
         """``query`` [n, q, num_heads, head_size] as it meets the sinks; ``evicted`` is [n, q]."""
         if self.rotary is None:
