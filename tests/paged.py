@@ -29,6 +29,23 @@ class Shape:
     sinks: bool = True
 
 
+#: All kinds of layers, by name.
+SHAPES = {
+    "plain": Shape(),
+    "one head a group, blocks of 32": Shape(heads=2, kv_heads=2, block_size=32),
+    "groups of three": Shape(heads=6, kv_heads=2),
+    "groups of eight, size 128": Shape(heads=8, kv_heads=1, head_size=128, block_size=64),
+    "size 256": Shape(head_size=256),
+    "odd head size": Shape(head_size=80),
+    "GPT-J pairs, partly turned": Shape(neox=False, rotary=0.25),
+    "NeoX pairs, partly turned": Shape(rotary=0.25),
+    "alibi": Shape(alibi=True),
+    "soft cap": Shape(soft_cap=5.0),
+    "no sinks": Shape(sinks=False),
+    "window of one": Shape(window=1),
+}
+
+
 @dataclass(frozen=True)
 class Row:
     """``count`` new tokens at the end of a stream of ``length``, of which ``base`` are forgotten.

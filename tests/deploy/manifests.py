@@ -64,4 +64,5 @@ def pods(overlay: str) -> dict[str, Resource]:
             found["head"] = cluster["headGroupSpec"]["template"]
             for group in cluster["workerGroupSpecs"]:
                 found[group["groupName"]] = group["template"]
+    assert found, f"overlay {overlay} has no pods"
     return found

@@ -32,7 +32,12 @@ KEY = "a key of this test's"
 GRACE = 9
 
 #: What must differ here: the model, what it is too small for, and how long a test may take.
-HERE = {"window-tokens": 60, "shutdown-timeout": GRACE, "sink-tenant-max-streams": 3}
+HERE = {
+    "window-tokens": 60,
+    "shutdown-timeout": GRACE,
+    "sink-tenant-max-streams": 3,
+    "max-num-queued-reqs": 7,
+}
 
 
 class Container:
@@ -165,20 +170,37 @@ def test_live_streams_of_a_tenant(container: Container) -> None:
     until(lambda: _served(container, tokens=1, endless=True), 30)
 
 
-def _served(container: Container, tokens: int = 5, endless: bool = False) -> bool:
-    options = {"vllm_xargs": {"endless": endless}}
+def _served(container: Container, tokens: int, endless: bool, **more: Any) -> bool:
+    options = {"vllm_xargs": {"endless": endless}, **more}
     with suppress(urllib.error.HTTPError), container.ask(tokens, **options) as answer:
         return b"data: [DONE]" in answer.read()
     return False
 
 
 def test_a_refused_request_counts_no_longer(container: Container) -> None:
-    """What fails after it was let in leaves no trace."""
-    for _ in range(4):
-        asked = {"vllm_xargs": {"sink_tokens": 29}, "prompt_logprobs": 1}
-        with suppress(urllib.error.HTTPError), container.ask(tenant="brief", **asked) as answer:
-            answer.read()
-    until(lambda: _served(container), 10)
+    """Refused after the tenant's limits counted it, and nothing of it is left."""
+    endless: dict[str, Any] = {"tokens": 10**6, "tenant": "brief", "stream": False}
+    three = [random_tokens(30, seed=i) for i in range(3)]
+    others = [container.ask(10**6, tenant=f"other {n}", n=n) for n in (2, 3)]
+    try:
+        for answer in others:
+            answer.readline()
+        for _ in range(3):
+            # vLLM looks for room in its queue when it has been asked for a place among the
+            # tenant's streams: for the first prompt's at once, for the third's in vain.
+            assert _refusal(container, **endless, prompt=three)[0] == 503
+            until(lambda: _served(container, tokens=1, endless=True, tenant="brief", n=2), 30)
+    finally:
+        for answer in others:
+            answer.close()
+    two = {"prompt": [random_tokens(30), random_tokens(10)], "vllm_xargs": {"sink_tokens": 29}}
+    for _ in range(3):
+        # The first prompt is a live stream when the second is refused.
+        status, told = _refusal(container, **endless, **two)
+        assert status == 400
+        assert "0 to 10, the length of the prompt" in told
+    # All three streams that the tenant may have are there to be had, at once.
+    until(lambda: _served(container, tokens=1, endless=True, tenant="brief", n=3), 30)
 
 
 def test_drain(container: Container) -> None:

@@ -178,7 +178,9 @@ def _following(server: Server, folder: Path, *arguments: str) -> Iterator[subpro
 def _endless(server: Server, folder: Path) -> Iterator[subprocess.Popen[str]]:
     """One that runs."""
     with _following(server, folder) as process:
-        until(lambda: (folder / "text").stat().st_size or process.poll() is not None, 120)
+        text = folder / "text"
+        until(lambda: text.stat().st_size or process.poll() is not None, 120)
+        assert text.stat().st_size, f"it ended with {process.returncode}"
         yield process
 
 

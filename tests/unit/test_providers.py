@@ -1,13 +1,16 @@
-"""The fused CPU kernel computes what plain tensors do."""
+"""The fused CPU kernel computes what plain tensors do; providers refuse what is listed, no more."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from vllm_sink.attention import cpu_kernel, torch_provider
+from tests.paged import SHAPES
+from tests.refusals import PROVIDERS, REFUSED, is_refused
+from vllm_sink.attention import cpu_kernel, providers, torch_provider
 from vllm_sink.attention.layer import LayerParams
 from vllm_sink.attention.tiles import Tile
+from vllm_sink.errors import UnsupportedError
 from vllm_sink.rope.frequencies import Frequencies
 from vllm_sink.rope.rotary import ExactRotary
 
@@ -59,3 +62,28 @@ def test_fused_equals_plain(
     plain = torch_provider._attend(layer, tile, query[tile.queries], cache)
     assert fused.dtype == dtype
     assert (fused.float() - plain).abs().max() < bound
+
+
+@pytest.mark.parametrize("major", REFUSED)
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_refuses_what_is_listed(provider: str, major: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what is known without a GPU; tests/gpu/test_providers.py holds the same list on one."""
+    monkeypatch.setattr(providers, "find_spec", lambda name: name)  # xformers need not be here
+    requested = "flash" if provider.startswith("flash") else provider
+    refused = set()
+    for name, shape in SHAPES.items():
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            traits = providers.Traits(
+                (major, 0),
+                dtype,
+                shape.head_size,
+                shape.block_size,
+                shape.alibi,
+                shape.soft_cap > 0,
+            )
+            try:
+                providers.choose(requested, traits)
+            except UnsupportedError:
+                refused.add((name, dtype))
+            assert ((name, dtype) in refused) == is_refused(provider, traits), (name, dtype)
+    assert bool(refused) == bool(provider != "triton")
