@@ -50,6 +50,8 @@ def diagnose_command(args: argparse.Namespace, kv_gib: float | None) -> dict[str
         return verdict | {"refused": missing}
     if CONFIG_KEY not in (args.additional_config or {}) and not hasattr(args, "kv_policy"):
         args.kv_policy = "sink"
+    if refused := features.refused_arguments(args):
+        return verdict | {"refused": "\n".join(_all_refusals(args, refused, kv_gib))}
     try:
         compat.serve_arguments().validate_parsed_serve_args(args)
         engine_args = AsyncEngineArgs.from_cli_args(args)
@@ -62,6 +64,26 @@ def diagnose_command(args: argparse.Namespace, kv_gib: float | None) -> dict[str
     if not kv_policy.active:
         raise PolicyError("--kv-policy", kv_policy.name, "sink or window")
     return _diagnose(engine_args, kv_policy, kv_gib, UsageContext.OPENAI_API_SERVER)
+
+
+def _all_refusals(
+    args: argparse.Namespace, refused: list[features.Feature], kv_gib: float | None
+) -> list[str]:
+    """Every feature that is refused: as an argument, or by the config that the rest makes.
+
+    Raises:
+        PolicyError: the policy itself is none.
+    """
+    defaults = vars(parser().parse_args([]))
+    for field in {field for feature in refused for field in feature.fields} & set(defaults):
+        setattr(args, field, defaults[field])
+    found = [str(feature.error()) for feature in refused]
+    if features.refused_arguments(args):  # it is not an argument that asks for it
+        return found
+    # What vLLM itself says then may be no more than that an argument lacks the one taken away.
+    features_own = {str(feature.error()) for feature in features.ENGINE if feature.refused}
+    rest = diagnose_command(args, kv_gib).get("refused", "").splitlines()
+    return found + [reason for reason in rest if reason in features_own]
 
 
 def diagnose(
@@ -174,7 +196,8 @@ def _first_line(error: Exception) -> str:
 def render(verdict: dict[str, Any]) -> str:
     """The verdict for people."""
     if not verdict["supported"]:
-        return f"{verdict['model']}: refused\n  {verdict['refused']}"
+        reasons = "".join(f"\n  {reason}" for reason in verdict["refused"].splitlines())
+        return f"{verdict['model']}: refused{reasons}"
     mib = 2**20
     pool = verdict["kv_pool_bytes"]
     fits = (

@@ -890,11 +890,9 @@ def refuse_config(vllm_config: Any) -> None:
     """Refuse what a config asks for.
 
     Raises:
-        UnsupportedError: naming the flag and the reason.
+        UnsupportedError: naming each flag and its reason, a line each.
     """
-    for feature in ENGINE:
-        if feature.set_in is not None and feature.set_in(vllm_config):
-            raise feature.error()
+    _refuse([f for f in ENGINE if f.set_in is not None and f.set_in(vllm_config)])
 
 
 def refuse_arguments(args: Any) -> None:
@@ -904,11 +902,19 @@ def refuse_arguments(args: Any) -> None:
         args: the namespace of ``vllm serve``, or an ``EngineArgs``.
 
     Raises:
-        UnsupportedError: naming the flag and the reason.
+        UnsupportedError: naming each flag and its reason, a line each.
     """
-    for feature in ENGINE:
-        if feature.set_by is not None and feature.set_by(args):
-            raise feature.error()
+    _refuse(refused_arguments(args))
+
+
+def refused_arguments(args: Any) -> list[Feature]:
+    """What arguments ask for and ``refuse_arguments`` refuses."""
+    return [f for f in ENGINE if f.set_by is not None and f.set_by(args)]
+
+
+def _refuse(asked: list[Feature]) -> None:
+    if asked:
+        raise UnsupportedError("\n".join(str(feature.error()) for feature in asked))
 
 
 # -- the page -------------------------------------------------------------------------------------
