@@ -59,10 +59,10 @@ def test_flags_are_vllms_own(tiny_folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        ({"replicas": "2"}, "replicas: '2' is not allowed; allowed: the arguments are config, min"),
-        ({"min_replicas": "two"}, "min_replicas: 'two' is not allowed; allowed: int"),
+        ({"replicas": "2"}, "replicas: '2' is not allowed; allowed: one of config, min_replicas"),
+        ({"min_replicas": "two"}, "min_replicas: 'two' is not allowed; allowed: an integer"),
         ({"min_replicas": "3", "max_replicas": "2"}, "max_replicas: 2 is not allowed; allowed: 3"),
-        ({"target_load": "80"}, "target_load: 80.0 is not allowed; allowed: above 0, to 1"),
+        ({"target_load": "80"}, "target_load: '80' is not allowed; allowed: a number above 0"),
         ({"config": "/nowhere.yaml"}, "config: '/nowhere.yaml' is not allowed; allowed: a YAML"),
     ],
 )

@@ -16,7 +16,8 @@ from tests.e2e.engines import tiny
 from tests.ray.cluster import write_flags
 from vllm_sink import compat, plugin
 from vllm_sink.errors import PolicyError, UnsupportedError
-from vllm_sink.serving.ray.settings import RAYS_OWN, READ, REFUSED, Flags
+from vllm_sink.serving.ray.server_flags import RAYS_OWN, READ, REFUSED
+from vllm_sink.serving.ray.settings import Flags
 
 FRONTEND = {f.name: f for f in dataclasses.fields(compat.serve_arguments().FrontendArgs)}
 

@@ -14,6 +14,7 @@ import pytest
 from tests.models.factory import make_tiny
 from vllm_sink import compat
 from vllm_sink.commands import diagnosis
+from vllm_sink.commands import verdict as verdicts
 from vllm_sink.compat import probes
 from vllm_sink.errors import UnsupportedError
 from vllm_sink.plugin import register
@@ -248,6 +249,25 @@ def test_refused_at_start_up_and_by_doctor(
     verdict = diagnosis.diagnose_command(_parse(folder, ASKED[name]), None)
     assert not verdict["supported"]
     assert verdict["refused"] == stated
+
+
+def test_doctor_names_every_refused_flag(models: dict[str, Path]) -> None:
+    """Those that are refused as arguments, and those that the config made of the rest asks for."""
+    flags = "--grpc --headless --kv-sharing-fast-prefill --no-enable-chunked-prefill"
+    verdict = diagnosis.diagnose_command(_parse(models["llama-gqa"], flags), None)
+    assert not verdict["supported"]
+    reasons = verdict["refused"].splitlines()
+    for flag in flags.split():
+        assert len([r for r in reasons if r.startswith(f"{flag} with --kv-policy: ")]) == 1
+    assert len(reasons) == 4
+    shown = verdicts.render(verdict).splitlines()
+    assert shown == [f"{models['llama-gqa']}: refused", *(f"  {reason}" for reason in reasons)]
+
+
+def test_a_server_names_every_refused_argument(models: dict[str, Path]) -> None:
+    said = _refusal(_parse(models["llama-gqa"], "--grpc --headless"))
+    assert "--grpc with --kv-policy: " in said
+    assert "--headless with --kv-policy: " in said
 
 
 @pytest.mark.parametrize("name", HAND_MADE)

@@ -204,7 +204,8 @@ class Front:
 
     def __init__(self, total: Limits | None = None, **given: int) -> None:
         self.known: dict[str, State] = {}
-        config = TenancyConfig("user", limits=Limits(**given), total=total or Limits())
+        of_all = {f"total_{k}": v for k, v in vars(total).items() if v is not None} if total else {}
+        config = TenancyConfig("user", **given, **of_all)
         self.counts = TenantCounts(config, self.known)
 
     def add(

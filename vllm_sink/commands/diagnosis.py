@@ -49,6 +49,8 @@ def diagnose_command(args: argparse.Namespace, kv_gib: float | None) -> dict[str
         return verdict | {"refused": missing}
     if CONFIG_KEY not in (args.additional_config or {}) and not hasattr(args, "kv_policy"):
         args.kv_policy = "sink"
+    if refused := features.refused_arguments(args):
+        return verdict | {"refused": "\n".join(_all_refusals(args, refused, kv_gib))}
     try:
         compat.serve_arguments().validate_parsed_serve_args(args)
         engine_args = AsyncEngineArgs.from_cli_args(args)
@@ -61,6 +63,29 @@ def diagnose_command(args: argparse.Namespace, kv_gib: float | None) -> dict[str
     if not kv_policy.active:
         raise PolicyError("--kv-policy", kv_policy.name, "sink or window")
     return _diagnose(engine_args, kv_policy, kv_gib, UsageContext.OPENAI_API_SERVER)
+
+
+def _all_refusals(
+    args: argparse.Namespace, refused: list[features.Feature], kv_gib: float | None
+) -> list[str]:
+    """Every feature that is refused: as an argument, or by the config that the rest makes.
+
+    Raises:
+        PolicyError: the policy itself is none.
+    """
+    try:
+        features.refuse_arguments(args)
+        raise AssertionError("these were refused")
+    except UnsupportedError as error:
+        reasons = str(error).splitlines()
+    defaults = vars(parser().parse_args([]))
+    for field in {field for feature in refused for field in feature.fields} & set(defaults):
+        setattr(args, field, defaults[field])
+    if features.refused_arguments(args):  # it is not an argument that asks for it
+        return reasons
+    # What vLLM itself says then may be no more than that an argument lacks the one taken away.
+    rest = diagnose_command(args, kv_gib).get("refused", "").splitlines()
+    return reasons + [reason for reason in rest if " with --kv-policy: " in reason]
 
 
 def diagnose(

@@ -11,7 +11,8 @@ MIB = 2**20
 def render(verdict: dict[str, Any]) -> str:
     """The verdict for people."""
     if not verdict["supported"]:
-        return f"{verdict['model']}: refused\n  {verdict['refused']}"
+        reasons = "".join(f"\n  {reason}" for reason in verdict["refused"].splitlines())
+        return f"{verdict['model']}: refused{reasons}"
     rows = [
         ("architecture", f"{verdict['architecture']} ({verdict['family']})"),
         ("positions", verdict["positions"]),

@@ -2,51 +2,78 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import Annotated, Any
 
-from vllm_sink.config.sections import require_int, section_of
-from vllm_sink.errors import PolicyError
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from vllm_sink.config.fields import STRICT, Allowed, Flag, flags_of, named_by_flag, validated
+from vllm_sink.config.sections import parsed_once, section_of
 
 #: The key of ``additional_config``.
 CONFIG_KEY = "sink_admission"
 
-#: Fields and the flags that set them.
-FLAGS = {
-    "default_max_tokens": "--sink-default-max-tokens",
-    "max_streams": "--sink-max-streams",
-    "stream_share": "--sink-stream-share",
-    "queue_timeout": "--sink-queue-timeout",
-    "max_unsent_mib": "--sink-max-unsent-mib",
-}
-
 #: Of the pool, what streams may have; the rest is the others' alone.
 DEFAULT_STREAM_SHARE = 0.8
 
-#: Seconds: longer than most clients and gateways wait.
-DEFAULT_QUEUE_TIMEOUT = 300.0
 
-#: MiB: some 400,000 tokens without log-probabilities.
-DEFAULT_MAX_UNSENT_MIB = 16.0
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class AdmissionConfig:
-    """Who is let in.
+    """Which requests are admitted, and what a stream may take of the server."""
 
-    Attributes:
-        default_max_tokens: of an answer whose request names no length; None: it ends where the
-            model's context does.
-        max_streams: streams of an engine; None for what fits into their share.
-        stream_share: of the pool's blocks, and of ``--max-num-seqs``.
-        queue_timeout: seconds that a request waits for its blocks.
-        max_unsent_mib: MiB of a stream that may wait in the server for its client.
-    """
-
-    default_max_tokens: int | None = None
-    max_streams: int | None = None
-    stream_share: float = DEFAULT_STREAM_SHARE
-    queue_timeout: float = DEFAULT_QUEUE_TIMEOUT
-    max_unsent_mib: float = DEFAULT_MAX_UNSENT_MIB
+    default_max_tokens: Annotated[
+        int | None,
+        Flag("--sink-default-max-tokens", "N", "it ends where the model's context does"),
+    ] = Field(
+        default=None,
+        ge=1,
+        description="Length of an answer whose request names none and does not ask to be endless "
+        '("vllm_xargs": {"endless": true}).',
+    )
+    max_streams: Annotated[
+        int | None,
+        Flag(
+            "--sink-max-streams",
+            "N",
+            "--sink-stream-share of --max-num-seqs, and what fits into that share of the KV pool",
+        ),
+    ] = Field(
+        default=None,
+        ge=1,
+        description="Live streams (endless requests, or with max_tokens past the model's context) "
+        "of an engine; more are refused with HTTP 429.",
+    )
+    stream_share: Annotated[float, Flag("--sink-stream-share", "X")] = Field(
+        default=DEFAULT_STREAM_SHARE,
+        gt=0,
+        le=1,
+        description="Part of the KV pool that can be promised to streams. Other requests may use "
+        "all that streams do not hold yet.",
+    )
+    # Longer than most clients and gateways wait.
+    queue_timeout: Annotated[
+        float,
+        Flag("--sink-queue-timeout", "SECONDS"),
+        Allowed(unit="seconds"),
+    ] = Field(
+        default=300.0,
+        gt=0,
+        le=1e9,
+        description="How long a request waits for its KV blocks; then it ends with HTTP 503.",
+    )
+    # 16 MiB are some 400,000 tokens without log-probabilities.
+    max_unsent_mib: Annotated[
+        float,
+        Flag("--sink-max-unsent-mib", "MIB"),
+        Allowed(unit="MiB"),
+    ] = Field(
+        default=16.0,
+        gt=0,
+        le=1e6,
+        description="Memory that a stream's answer may take while it waits for its client, which "
+        "does not read or wants it in one piece; then the stream ends with what there is.",
+    )
 
     def streams_of(self, max_num_seqs: int) -> int:
         """Streams of an engine, at most; others want a place in its batch as well."""
@@ -59,41 +86,15 @@ class AdmissionConfig:
         Raises:
             PolicyError: a field is unknown, of the wrong type or out of range.
         """
-        given = section_of(additional_config, CONFIG_KEY, FLAGS, '{"max_streams": 8}')
-        whole = {
-            key: None if given.get(key) is None else require_int(FLAGS[key], given[key], 1)
-            for key in ("default_max_tokens", "max_streams")
-        }
-        share = require_share(FLAGS["stream_share"], given.get("stream_share"))
-        timeout = require_seconds(FLAGS["queue_timeout"], given.get("queue_timeout"))
-        unsent = require_mib(FLAGS["max_unsent_mib"], given.get("max_unsent_mib"))
-        return cls(**whole, stream_share=share, queue_timeout=timeout, max_unsent_mib=unsent)
+        return _read(section_of(additional_config, CONFIG_KEY, '{"max_streams": 8}'))
 
 
-def require_share(field: str, value: object) -> float:
-    """A part of a whole, or its default for None.
+#: Fields and the flags that set them.
+FLAGS = flags_of(AdmissionConfig)
 
-    Raises:
-        PolicyError: naming the field, the value and what is allowed.
-    """
-    return _number(field, value, DEFAULT_STREAM_SHARE, 1, "a number above 0, and at most 1")
+_called = named_by_flag(AdmissionConfig, CONFIG_KEY)
 
 
-def require_seconds(field: str, value: object) -> float:
-    """A time, likewise."""
-    allowed = "seconds: a number above 0, and at most 1e9"
-    return _number(field, value, DEFAULT_QUEUE_TIMEOUT, 1e9, allowed)
-
-
-def require_mib(field: str, value: object) -> float:
-    """A size, likewise."""
-    allowed = "MiB: a number above 0, and at most 1e6"
-    return _number(field, value, DEFAULT_MAX_UNSENT_MIB, 1e6, allowed)
-
-
-def _number(field: str, value: object, default: float, most: float, allowed: str) -> float:
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
-        raise PolicyError(field, value, allowed)
-    return float(value)
+@parsed_once
+def _read(given: Mapping[str, Any]) -> AdmissionConfig:
+    return validated(AdmissionConfig, given, _called)

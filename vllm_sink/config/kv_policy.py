@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from vllm_sink.config.sections import require_int
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from vllm_sink.config.fields import STRICT, Allowed, Flag, flags_of, named_by_flag, validated
+from vllm_sink.config.sections import parsed_once
 from vllm_sink.errors import PolicyError
 from vllm_sink.policy import StreamPolicy
+from vllm_sink.segments import CHUNK_ROOM
 
 PolicyName = Literal["full", "window", "sink"]
 POLICY_NAMES: tuple[PolicyName, ...] = get_args(PolicyName)
@@ -20,26 +24,25 @@ DEFAULT_SINK_TOKENS = 4
 SYSTEM = "system"
 
 #: Ways to compute attention that can be asked for; vllm_sink.attention.providers says what each is.
-SINK_ATTENTION = ("auto", "flash", "triton", "xformers", "torch")
+SinkAttention = Literal["auto", "flash", "triton", "xformers", "torch"]
+SINK_ATTENTION: tuple[SinkAttention, ...] = get_args(SinkAttention)
 
 #: The key of ``additional_config`` that carries the policy to every process.
 CONFIG_KEY = "kv_policy"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class KVPolicy:
     """What a server was started with.
 
     Attributes:
-        name: ``full`` (vLLM unchanged), ``window`` (no sinks) or ``sink``.
         sink_tokens: ``S`` for requests that do not name their own; 0 for ``window``.
         window_tokens: ``W`` for requests that do not name their own, and the most that one may
             name; None until chosen from the model's context.
+        segment_tokens: None until chosen.
         native_context: positions that the model has learned; None until known.
         replaces_sliding_window: the model's own, uniform sliding window gives way to the policy.
-        sink_attention: the attention provider that was asked for, or ``auto``.
         provider: the one that computes attention; chosen when the engine's config is made.
-        segment_tokens: bookkeeping that vLLM keeps of a stream; None until chosen.
         stream_tokens: the most tokens that a stream may have; None where only the client ends it.
         pins_system: a chat that names no ``S`` pins its leading system message, if it has one.
         true_positions: **not the policy**: sinks stay at their true distance from the query, as if
@@ -47,17 +50,56 @@ class KVPolicy:
             what that costs; no flag sets it.
     """
 
-    name: PolicyName
-    sink_tokens: int = DEFAULT_SINK_TOKENS
-    window_tokens: int | None = None
+    name: Annotated[PolicyName, Flag("--kv-policy", default="full")] = Field(
+        description="full: vLLM unchanged. sink: every request keeps the KV of its first "
+        "--sink-tokens tokens and of its last --window-tokens tokens, and streams past the "
+        "model's context. window: the same without sinks.",
+    )
+    sink_tokens: Annotated[int, Flag("--sink-tokens", "S"), Allowed(word=SYSTEM)] = Field(
+        default=DEFAULT_SINK_TOKENS,
+        ge=0,
+        description="Tokens at the start of a request that are never evicted. system: of a chat, "
+        f"its leading system message, else {DEFAULT_SINK_TOKENS}. A request can name its own: "
+        '"vllm_xargs": {"sink_tokens": 300}.',
+    )
+    window_tokens: Annotated[
+        int | None,
+        Flag("--window-tokens", "W", "half of the model's context, stated in the log"),
+    ] = Field(default=None, ge=1, description="Most recent tokens that are kept.")
     native_context: int | None = None
     replaces_sliding_window: bool = False
-    sink_attention: str = "auto"
+    sink_attention: Annotated[
+        SinkAttention,
+        Flag(
+            "--sink-attention",
+            default="auto, by what the GPU and the model allow; the log says which and why",
+        ),
+    ] = Field(
+        default="auto",
+        description="What computes attention. flash: FlashAttention, sinks merged. triton: one "
+        "fused kernel. xformers: memory-efficient attention, merged. torch: plain tensors.",
+    )
     provider: str = "torch"
-    segment_tokens: int | None = None
+    segment_tokens: Annotated[
+        int | None,
+        Flag("--segment-tokens", "N", f"the model's context and {CHUNK_ROOM} more"),
+    ] = Field(
+        default=None,
+        ge=1,
+        description="Bookkeeping (token lists, block tables) that is kept of a stream; when it is "
+        "full, evicted tokens leave it. Bounds no stream and changes no output: that is "
+        "--max-model-len, by default without a limit.",
+    )
     stream_tokens: int | None = None
     pins_system: bool = False
     true_positions: bool = False
+
+    @model_validator(mode="after")
+    def _window_has_no_sinks(self) -> KVPolicy:
+        if self.name == "window" and (self.pins_system or self.sink_tokens):
+            value = SYSTEM if self.pins_system else self.sink_tokens
+            raise PolicyError("--sink-tokens", value, "0 with --kv-policy window, which has none")
+        return self
 
     @property
     def active(self) -> bool:
@@ -104,49 +146,24 @@ class KVPolicy:
             config = {"name": config}
         if not isinstance(config, Mapping):
             raise PolicyError(CONFIG_KEY, config, 'a mapping such as {"name": "sink"}')
-        known = set(cls.__dataclass_fields__)
-        for key in config:
-            if key not in known:
-                raise PolicyError(f"{CONFIG_KEY}.{key}", config[key], f"one of {sorted(known)}")
-        name = config.get("name", "sink")
-        if name not in POLICY_NAMES:
-            raise PolicyError("--kv-policy", name, f"one of {', '.join(POLICY_NAMES)}")
-        default_sinks = DEFAULT_SINK_TOKENS if name == "sink" else 0
-        sinks = config.get("sink_tokens")
-        pins_system = sinks == SYSTEM or bool(config.get("pins_system", False))
-        if name == "window" and pins_system:
-            raise PolicyError("--sink-tokens", SYSTEM, "0 with --kv-policy window, which has none")
-        if sinks is None or sinks == SYSTEM:
-            sinks = default_sinks
-        sinks = require_int("--sink-tokens", sinks, 0)
-        if name == "window" and sinks:
-            raise PolicyError("--sink-tokens", sinks, "0 with --kv-policy window, which has none")
-        window = config.get("window_tokens")
-        if window is not None:
-            window = require_int("--window-tokens", window, 1)
-        segment = config.get("segment_tokens")
-        if segment is not None:
-            segment = require_int("--segment-tokens", segment, 1)
-        return cls(
-            name=name,
-            sink_tokens=sinks,
-            pins_system=pins_system,
-            window_tokens=window,
-            native_context=config.get("native_context"),
-            replaces_sliding_window=bool(config.get("replaces_sliding_window", False)),
-            sink_attention=_attention(config.get("sink_attention", "auto")),
-            provider=str(config.get("provider", "torch")),
-            segment_tokens=segment,
-            stream_tokens=config.get("stream_tokens"),
-            true_positions=bool(config.get("true_positions", False)),
-        )
+        return _read(config)
 
 
-def _attention(value: object) -> str:
-    if value not in SINK_ATTENTION:
-        allowed = ", ".join(SINK_ATTENTION)
-        raise PolicyError("--sink-attention", value, f"one of {allowed}")
-    return str(value)
+#: Fields and the flags that set them.
+FLAGS = flags_of(KVPolicy)
+
+_called = named_by_flag(KVPolicy, CONFIG_KEY)
+
+
+@parsed_once
+def _read(given: Mapping[str, Any]) -> KVPolicy:
+    values = {"name": "sink", **given}
+    sinks = values.get("sink_tokens")
+    if sinks == SYSTEM:
+        values["pins_system"] = True
+    if sinks is None or sinks == SYSTEM:
+        values["sink_tokens"] = DEFAULT_SINK_TOKENS if values["name"] == "sink" else 0
+    return validated(KVPolicy, values, _called)
 
 
 def policy_of(vllm_config: Any) -> KVPolicy | None:

@@ -26,11 +26,14 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import pydantic
 import yaml
+from pydantic import AfterValidator, Field
 from vllm.logger import init_logger
 
+from vllm_sink.config.fields import STRICT, Allowed, fields_of, validated
 from vllm_sink.config.tenancy import FLAGS, Limits
 from vllm_sink.errors import PolicyError
 
@@ -44,7 +47,27 @@ MAX_NAME = 64
 
 _FLAG = FLAGS["tenant_keys"]
 _HASHED = "sha256:"
-_FIELDS = ("name", "keys", "operator", *Limits.__dataclass_fields__)
+
+
+def _printable(name: str) -> str:
+    if not name.isprintable():
+        raise ValueError("not printable")
+    return name
+
+
+@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
+class _Entry(Limits):
+    """A tenant as the file has it."""
+
+    name: Annotated[
+        str,
+        AfterValidator(_printable),
+        Allowed(f"printable text, 1 to {MAX_NAME} characters"),
+    ] = Field(min_length=1, max_length=MAX_NAME)
+    keys: Annotated[
+        list[Annotated[str, Field(min_length=1)]], Allowed("a list of texts", secret=True)
+    ] = Field(min_length=1)
+    operator: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,20 +116,15 @@ def _entry(path: str, entry: Any) -> tuple[Tenant, list[bytes]]:
     where = f"{_FLAG} {path}"
     if not isinstance(entry, Mapping):
         raise PolicyError(where, type(entry).__name__, 'tenants such as {"name": …, "keys": […]}')
-    for name in entry:
-        if name not in _FIELDS:
-            raise PolicyError(f"{where}: {name}", entry[name], f"one of {', '.join(_FIELDS)}")
-    name = entry.get("name")
-    if not isinstance(name, str) or not name or len(name) > MAX_NAME or not name.isprintable():
-        raise PolicyError(f"{where}: name", name, f"printable text, 1 to {MAX_NAME} characters")
-    keys = entry.get("keys")
-    if not isinstance(keys, list) or not keys or not all(isinstance(k, str) and k for k in keys):
-        raise PolicyError(f"{where}: keys of {name}", type(keys).__name__, "a list of texts")
-    operator = entry.get("operator", False)
-    if not isinstance(operator, bool):
-        raise PolicyError(f"{where}: operator of {name}", operator, "true or false")
-    called = {limit: f"{where}: {limit} of {name}" for limit in Limits.__dataclass_fields__}
-    return Tenant(name, Limits.read(entry, called), operator), [_digest(where, k) for k in keys]
+
+    def called(key: str) -> str:
+        if key == "name" or key not in fields_of(_Entry):
+            return f"{where}: {key}"
+        return f"{where}: {key} of {entry.get('name')}"
+
+    found = validated(_Entry, entry, called)
+    limits = Limits(**{name: getattr(found, name) for name in fields_of(Limits)})
+    return Tenant(found.name, limits, found.operator), [_digest(where, key) for key in found.keys]
 
 
 def _digest(where: str, key: str) -> bytes:

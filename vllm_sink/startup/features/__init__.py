@@ -11,7 +11,12 @@ The rows are in files by what they are about: ``held_*``, ``refused_*``, ``reque
 
 from vllm_sink.startup.features.no_bearing import NO_BEARING
 from vllm_sink.startup.features.page import PAGE, render
-from vllm_sink.startup.features.refuse import refusal, refuse_arguments, refuse_config
+from vllm_sink.startup.features.refuse import (
+    refusal,
+    refuse_arguments,
+    refuse_config,
+    refused_arguments,
+)
 from vllm_sink.startup.features.request import REQUEST
 from vllm_sink.startup.features.row import Feature
 from vllm_sink.startup.features.table import ENGINE, FEATURES, unclassified
@@ -26,6 +31,7 @@ __all__ = [
     "refusal",
     "refuse_arguments",
     "refuse_config",
+    "refused_arguments",
     "render",
     "unclassified",
 ]

@@ -17,12 +17,15 @@ def refuse_config(vllm_config: Any, engine_args: Any = None) -> None:
         engine_args: what the config was made of; an error then names the flags as given.
 
     Raises:
-        UnsupportedError: naming the flag, its value, the reason and what is allowed.
+        UnsupportedError: naming each flag, its value, the reason and what is allowed, a line each.
     """
-    for feature in ENGINE:
-        check = feature.set_in
-        if check is not None and check(vllm_config):
-            raise _error(feature, flags_given(feature, engine_args), check.values(vllm_config))
+    _raise(
+        [
+            _error(feature, flags_given(feature, engine_args), feature.set_in.values(vllm_config))
+            for feature in ENGINE
+            if feature.set_in is not None and feature.set_in(vllm_config)
+        ]
+    )
 
 
 def refuse_arguments(args: Any) -> None:
@@ -32,11 +35,19 @@ def refuse_arguments(args: Any) -> None:
         args: the namespace of ``vllm serve``, or an ``EngineArgs``.
 
     Raises:
-        UnsupportedError: naming the flag, its value, the reason and what is allowed.
+        UnsupportedError: naming each flag, its value, the reason and what is allowed, a line each.
     """
-    for feature in ENGINE:
-        if feature.set_by is not None and feature.set_by(args):
-            raise _error(feature, flags_given(feature, args))
+    _raise([_error(feature, flags_given(feature, args)) for feature in refused_arguments(args)])
+
+
+def refused_arguments(args: Any) -> list[Feature]:
+    """The rows that ``refuse_arguments`` refuses."""
+    return [row for row in ENGINE if row.set_by is not None and row.set_by(args)]
+
+
+def _raise(errors: list[UnsupportedError]) -> None:
+    if errors:
+        raise UnsupportedError("\n".join(map(str, errors)))
 
 
 def refusal(flag: str, value: Any) -> UnsupportedError:
