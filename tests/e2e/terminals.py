@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import re
 import select
 import struct
 import subprocess
@@ -34,12 +35,13 @@ class Terminal:
     def press(self, keys: bytes) -> None:
         os.write(self._users, keys)
 
-    def read_until(self, text: str, seconds: float) -> str:
+    def read_until(self, text: str | re.Pattern[str], seconds: float) -> str:
         """What is written from now until ``text`` is in it."""
+        pattern = re.compile(re.escape(text)) if isinstance(text, str) else text
         end, start = time.monotonic() + seconds, len(self.shown)
-        while text not in self.shown[start:]:
+        while not pattern.search(self.shown[start:]):
             left = end - time.monotonic()
-            assert left > 0, f"no {text!r} within {seconds} s: {self.shown[start:]!r}"
+            assert left > 0, f"no {text!r} within {seconds} s: {self.shown[start:][-1000:]!r}"
             if select.select([self._users], [], [], left)[0]:
                 self.shown += os.read(self._users, 65536).decode(errors="replace")
         return self.shown[start:]
