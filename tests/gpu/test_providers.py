@@ -39,7 +39,7 @@ SHAPES = {
 
 def run(provider: str, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
     """The output of a provider; skips where it says that it cannot."""
-    from vllm_sink.attention import flash_provider, providers
+    from vllm_sink.attention import flash_provider, provider_factory, providers
     from vllm_sink.attention.flash_plan import FlashPlan, FlashShape
     from vllm_sink.errors import UnsupportedError
 
@@ -61,7 +61,7 @@ def run(provider: str, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> torch.T
     )
     try:
         providers.choose("flash" if name == "flash+triton" else name, traits)
-        made = providers.make(name, layer, dtype)
+        made = provider_factory.make(name, layer, dtype)
     except UnsupportedError as error:
         pytest.skip(str(error))
     assert made is not None

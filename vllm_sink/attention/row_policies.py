@@ -14,7 +14,7 @@ from vllm_sink.policy import StreamPolicy
 from vllm_sink.requests.options import stream_policy_of
 
 
-class BatchRows(ABC):
+class RowPolicies(ABC):
     """``S`` and ``W`` of each row of a step."""
 
     @abstractmethod
@@ -27,7 +27,7 @@ class _V1Runner(Protocol):
     input_batch: Any
 
 
-class V1Rows(BatchRows):
+class V1RowPolicies(RowPolicies):
     """Reads the batch of the V1 runner (``v1/worker/gpu_model_runner.py``) as a step is built."""
 
     def __init__(self, runner: _V1Runner, default: StreamPolicy) -> None:
@@ -47,7 +47,7 @@ class V1Rows(BatchRows):
         return np.array(rows, dtype=np.int32).T
 
 
-class V2Rows(BatchRows):
+class V2RowPolicies(RowPolicies):
     """Listens to the V2 runner (``v1/worker/gpu/model_runner.py``), which has a table of requests:
     which of them join it, and which of its rows a step is about.
     """
@@ -90,8 +90,8 @@ def _repeated(kept: StreamPolicy, rows: int) -> np.ndarray:
     return np.repeat(np.array(kept, dtype=np.int32)[:, None], rows, axis=1)
 
 
-def rows_of(runner: Any, use_v2: bool, default: StreamPolicy) -> BatchRows:
+def rows_of(runner: Any, use_v2: bool, default: StreamPolicy) -> RowPolicies:
     """The rows of a model runner."""
     if use_v2:
-        return V2Rows(runner.model_state, runner.max_num_reqs, default)
-    return V1Rows(runner, default)
+        return V2RowPolicies(runner.model_state, runner.max_num_reqs, default)
+    return V1RowPolicies(runner, default)
