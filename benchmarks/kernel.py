@@ -183,7 +183,7 @@ def ours(
     data: Caches, batch: int, window: int, size: int, sinks: int, provider: str
 ) -> Callable[..., None]:
     """A provider of this project on the same streams."""
-    from vllm_sink.attention import providers
+    from vllm_sink.attention import provider_factory, providers
     from vllm_sink.attention.flash_plan import FlashPlan, FlashShape
     from vllm_sink.attention.layer import LayerParams
     from vllm_sink.attention.paged_step import HostStep, PagedStep
@@ -228,7 +228,7 @@ def ours(
     output = torch.empty_like(query)
     if not providers.is_paged(provider):
         return _in_tiles(layer, step, query, output)
-    made = providers.make(provider, layer, torch.bfloat16)
+    made = provider_factory.make(provider, layer, torch.bfloat16)
     assert made is not None
 
     def call(cache: torch.Tensor) -> None:

@@ -115,14 +115,14 @@ def batch_of(
     width = max(-(-row.length // size) for row in rows) + 3
     total = sum(-(-row.length // size) for row in rows) + 1
     cache = torch.randn(total, size, shape.kv_heads, 2 * shape.head_size, generator=generator)
-    cache[0] = math.nan  # the null block: whoever reads it shows
+    cache[0] = math.nan  # the null block: reading it shows
     free = (torch.randperm(total - 1, generator=generator) + 1).tolist()
     table = torch.zeros(len(rows) + padding, width, dtype=torch.int32)
     windows = [min(window, row.window or window) for row in rows]
     for r, row in enumerate(rows):
         first = row.length - row.count
-        kept = range(max(0, first - windows[r] + 1) // size, -(-row.length // size))
-        for column in {*range(-(-min(row.sinks, row.length) // size)), *kept}:
+        in_window = range(max(0, first - windows[r] + 1) // size, -(-row.length // size))
+        for column in {*range(-(-min(row.sinks, row.length) // size)), *in_window}:
             table[r, column] = free.pop()
         assert row.count <= row.length
         # Past the stream's end a block holds what another stream left there.
@@ -182,19 +182,18 @@ def attention(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     heads = torch.arange(layer.num_heads) // (layer.num_heads // layer.num_kv_heads)
     table, query = step.block_table.cpu(), batch.query.double().cpu()
     outputs, sums = [], []
-    at = 0
+    token = 0
     for r, row in enumerate(batch.rows):
         window = min(layer.window_tokens, row.window or layer.window_tokens)
         index = torch.arange(row.length - row.count, row.length)
         place = (index + row.base).clamp(max=row.sinks + window - 1)
         low = max(0, row.length - row.count - window + 1)
-        kept = sorted({*range(min(row.sinks, row.length)), *range(low, row.length)})
-        j = torch.tensor(kept)
+        j = torch.tensor(sorted({*range(min(row.sinks, row.length)), *range(low, row.length)}))
         device = batch.key_cache.device
         slots = (table[r, j // size].long().to(device), (j % size).to(device))
         key = batch.key_cache[slots].double().cpu()[:, heads]  # [keys, heads, size]
         value = batch.value_cache[slots].double().cpu()[:, heads]
-        q = query[at : at + row.count]
+        q = query[token : token + row.count]
         # [heads, tokens, keys] each: as the window is met, as the sinks are met.
         near = _scores(layer, q, key, index[:, None] - j)
         turned = _turned_back(layer, q, index + row.base - place)
@@ -204,7 +203,7 @@ def attention(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         scores = torch.where(is_sink, far, near).where(in_window | is_sink, -math.inf)
         outputs.append(torch.einsum("htj,jhd->thd", scores.softmax(-1), value))
         sums.append(scores.logsumexp(-1))
-        at += row.count
+        token += row.count
     return torch.cat(outputs), torch.cat(sums, 1)
 
 

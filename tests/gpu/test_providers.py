@@ -20,7 +20,7 @@ BOUNDS = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 def run(provider: str, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> torch.Tensor | None:
     """The output of a provider; None where it refuses a batch that it is listed to refuse."""
-    from vllm_sink.attention import flash_provider, providers
+    from vllm_sink.attention import flash_provider, provider_factory, providers
     from vllm_sink.attention.flash_plan import FlashPlan, FlashShape
     from vllm_sink.errors import UnsupportedError
 
@@ -46,7 +46,7 @@ def run(provider: str, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> torch.T
             providers.choose(requested, traits)
         return None
     providers.choose(requested, traits)
-    made = providers.make(name, layer, dtype)
+    made = provider_factory.make(name, layer, dtype)
     assert made is not None
     if providers.needs_compact_tables(name):
         window = layer.window_tokens

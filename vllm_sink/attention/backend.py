@@ -16,9 +16,10 @@ from vllm.v1.attention.backend import (
 )
 from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheLayout
 
-from vllm_sink.attention import cpu_decode, providers
+from vllm_sink.attention import cpu_decode, provider_factory
 from vllm_sink.attention.layer import LayerParams
 from vllm_sink.attention.metadata import SinkMetadata, SinkMetadataBuilder
+from vllm_sink.attention.providers import Provider
 from vllm_sink.attention.torch_provider import attend
 from vllm_sink.cache.spec import SinkWindowSpec
 from vllm_sink.config.kv_policy import KVPolicy, policy_of
@@ -27,9 +28,9 @@ from vllm_sink.errors import UnsupportedError
 
 def current_policy() -> KVPolicy:
     """The policy of the engine that is being built in this process."""
-    found = policy_of(get_current_vllm_config())
-    assert found is not None, "the sink backend belongs to engines with a policy"
-    return found
+    kv_policy = policy_of(get_current_vllm_config())
+    assert kv_policy is not None, "the sink backend belongs to engines with a policy"
+    return kv_policy
 
 
 def store(
@@ -72,9 +73,9 @@ class SinkAttentionImpl(AttentionImpl[SinkMetadata]):
         if extra:
             raise UnsupportedError(f"attention with {', '.join(sorted(extra))}")
         kv_policy = current_policy()
-        # A layer with a window of its own, between full ones (Gemma), stays as it was trained: no
-        # sinks, and never more than its own window. A uniform one (Mistral) gives way to W.
-        own = None if kv_policy.replaces_sliding_window else sliding_window
+        # A layer whose model gives it a sliding window between full ones (Gemma) stays as it was
+        # trained: no sinks, and at most that window. A uniform one (Mistral) gives way to W.
+        trained_window = None if kv_policy.replaces_sliding_window else sliding_window
         self.num_heads = num_heads
         self.head_size = head_size
         self.scale = float(scale)
@@ -85,27 +86,27 @@ class SinkAttentionImpl(AttentionImpl[SinkMetadata]):
             num_kv_heads=self.num_kv_heads,
             head_size=head_size,
             scale=self.scale,
-            window_tokens=min(kv_policy.window, own or kv_policy.window),
-            sinks=own is None,
+            window_tokens=min(kv_policy.window, trained_window or kv_policy.window),
+            sinks=trained_window is None,
             alibi_slopes=(
                 None if alibi_slopes is None else torch.tensor(alibi_slopes, dtype=torch.float32)
             ),
             soft_cap=logits_soft_cap or 0.0,
         )
         self.provider_name = kv_policy.provider
-        self._provider: providers.Provider | None = None
+        self._provider: Provider | None = None
         self._paged: torch.Tensor | None = None
         self._slots = torch.empty(0)
 
-    def provider(self, dtype: torch.dtype) -> providers.Provider:
+    def provider(self, dtype: torch.dtype) -> Provider:
         """The layer's provider, made when its rotary module is bound."""
         if self._provider is None:
-            self._provider = providers.make(self.provider_name, self.layer, dtype)
+            self._provider = provider_factory.make(self.provider_name, self.layer, dtype)
             assert self._provider is not None
         return self._provider
 
     def _by_slot(self, kv_cache: torch.Tensor) -> torch.Tensor:
-        """[slots, num_kv_heads, 2 * head_size]: a view, made once, since every step asks for it.
+        """[slots, num_kv_heads, 2 * head_size]: a view, made once because every step needs it.
 
         Slots are contiguous in memory under the layout that the backend asks for.
         """
@@ -160,7 +161,7 @@ class SinkAttentionImpl(AttentionImpl[SinkMetadata]):
         """Attend; the step's keys and values are stored already.
 
         Args:
-            layer: the vLLM layer; unused, since quantised caches are refused.
+            layer: the vLLM layer; unused, because quantised caches are refused.
             query: [tokens, num_heads, head_size], rotated at their true index.
             key, value: [tokens, num_kv_heads, head_size].
             kv_cache: [blocks, num_kv_heads, block_size, 2 * head_size], blocks and slots outermost
@@ -177,7 +178,7 @@ class SinkAttentionImpl(AttentionImpl[SinkMetadata]):
             self.layer.alibi_slopes = self.layer.alibi_slopes.to(query.device)
         if attn_metadata.paged is not None:
             tokens = attn_metadata.num_actual_tokens
-            # FlashAttention 3 reads through TMA, which minds the stride of a dimension of one.
+            # FlashAttention 3 reads through TMA, which checks the stride of a dimension of one.
             key_cache, value_cache = (
                 canonicalize_singleton_dim_strides(part)
                 for part in kv_cache.transpose(1, 2).split(self.head_size, -1)

@@ -1,7 +1,7 @@
 """The CPU's decode kernel (``kernels/cpu_decode.cpp``): compiled once a machine, then loaded.
 
-With it comes what stores a step's keys and values. As vLLM on a CPU compiles models with the
-machine's own compiler, so is this. Where there is none, ``cpu_kernel`` does the same with torch's.
+It also stores a step's keys and values. The machine's C++ compiler builds it, as vLLM on a CPU
+builds models. Without a compiler ``cpu_kernel`` computes the same with torch's kernels.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ logger = init_logger("vllm.sink")
 
 SOURCE = Path(__file__).parent / "kernels" / "cpu_decode.cpp"
 NAME = "vllm_sink_cpu_decode"
-#: For this very processor; products may be summed in any order, as vectors want it.
+#: For this processor; products may be summed in any order, which vector instructions need.
 FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fassociative-math"]
 FLAGS += ["-fno-signed-zeros", "-fopenmp"]
 if platform.machine() == "x86_64":
@@ -59,10 +59,10 @@ def kernel() -> Any:
 
 
 def _load() -> None:
-    """Register the operation, from the shared object if it is there, else by making it."""
-    told = SOURCE.read_bytes() + " ".join([*FLAGS, torch.__version__, *_processor()]).encode()
+    """Register the operations, from the shared object, which is compiled if it is missing."""
+    recipe = SOURCE.read_bytes() + " ".join([*FLAGS, torch.__version__, *_processor()]).encode()
     folder = Path(envs.VLLM_CACHE_ROOT) / "vllm_sink"
-    library = folder / f"{NAME}-{hashlib.sha256(told).hexdigest()[:16]}.so"
+    library = folder / f"{NAME}-{hashlib.sha256(recipe).hexdigest()[:16]}.so"
     if library.exists():
         torch.ops.load_library(library)
         return
@@ -70,8 +70,8 @@ def _load() -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     logger.info("Compiling the CPU's decode kernel: half a minute, once a machine.")
-    begin = time.monotonic()
-    # A folder of its own: whoever else compiles is not waited for, were it dead or alive.
+    start = time.monotonic()  # s
+    # In a temporary folder: no lock of another process that compiles it, or died at it.
     with tempfile.TemporaryDirectory(dir=folder) as build:
         load(
             NAME,
@@ -82,9 +82,9 @@ def _load() -> None:
             build_directory=build,
             is_python_module=False,
         )
-        made = shutil.copy(Path(build) / f"{NAME}.so", f"{build}.so")
-    os.replace(made, library)
-    logger.info("Compiled it in %.0f s: %s", time.monotonic() - begin, library)
+        complete = shutil.copy(Path(build) / f"{NAME}.so", f"{build}.so")
+    os.replace(complete, library)
+    logger.info("Compiled it in %.0f s: %s", time.monotonic() - start, library)
 
 
 def _processor() -> list[str]:
@@ -130,7 +130,7 @@ def attend(
 
 
 def store(key: torch.Tensor, value: torch.Tensor, cache: torch.Tensor, slots: torch.Tensor) -> bool:
-    """Write a step's keys and values where they belong; False where torch must do it.
+    """Write a step's keys and values to their slots; False where torch must do it.
 
     Args:
         key, value: [tokens, num_kv_heads, head_size].
@@ -145,7 +145,7 @@ def store(key: torch.Tensor, value: torch.Tensor, cache: torch.Tensor, slots: to
 
 
 def _keys(tile: Tile, window: int, has_sinks: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Slots and what is visible of them, [n, keys], sinks first."""
+    """Slots, int64 [n, keys], and which of them are visible, bool [n, keys]; sinks first."""
     visible = tile.visible(window)[:, 0]
     if not has_sinks:
         return tile.window_slots.contiguous(), visible.contiguous()

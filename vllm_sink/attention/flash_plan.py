@@ -37,8 +37,8 @@ class FlashShape:
         uniform_window: the window of every layer, 0 where they differ or have ALiBi: then
             FlashAttention 3 plans each call by itself.
         num_heads, num_kv_heads, head_size, block_size, dtype: of the cache and its queries.
-        rows, tokens: the most of a step, padding included.
-        graph_tokens: the most tokens of a CUDA graph that holds attention; 0 without.
+        rows, tokens: maximum of a step, padding included.
+        graph_tokens: maximum tokens of a CUDA graph that holds attention; 0 without.
         graph_splits: parts that a graph's scratch memory is sized for; vLLM's own setting.
     """
 
@@ -132,7 +132,7 @@ class FlashPlan:
             window_size=(shape.uniform_window - 1, 0),
             num_splits=step.max_splits,
         )
-        # At one address for CUDA graphs; what is left of an earlier, larger step would be obeyed.
+        # At one address for CUDA graphs; zero where FlashAttention would read a larger step's plan.
         n = plan.shape[0]
         self.metadata[:n] = plan
         self.metadata[n:] = 0

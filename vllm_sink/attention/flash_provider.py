@@ -2,7 +2,7 @@
 
 FlashAttention (Dao et al., arXiv 2205.14135; 3: Shah et al., arXiv 2407.08608) as vLLM ships it,
 over the compact block tables of ``flash_plan``. With ``flash+triton``, steps that only decode go to
-the fused kernel: one launch instead of two or three, and ahead at every batch that was measured. So
+the fused kernel: one launch instead of two or three, and faster at every measured batch. So
 do steps in which some request has a window of its own.
 """
 
@@ -28,7 +28,7 @@ def flash_version(head_size: int, alibi: bool = False) -> int | None:
     """2 or 3, as vLLM would choose; None where neither computes this on this GPU."""
     version = get_flash_attn_version(requires_alibi=alibi, head_size=head_size)
     if version not in (2, 3):
-        # FlashAttention 4 has not been held against the reference.
+        # FlashAttention 4 has not been compared with the reference.
         return 2 if is_fa_version_supported(2) and head_size <= 256 else None
     return version
 

@@ -9,7 +9,7 @@ import torch
 
 @dataclass
 class HostStep:
-    """The same rows as plain numbers on the host; exact, since nothing is speculated.
+    """The same rows as plain numbers on the host; exact, because nothing is speculated.
 
     Attributes:
         query_lens: tokens of each row in this step.
@@ -31,7 +31,7 @@ class PagedStep:
 
     Attributes:
         num_reqs, num_tokens: rows and tokens of the step, padding of a CUDA graph included.
-        max_query_len: most tokens of a row; 1 in a pure decode step.
+        max_query_len: maximum tokens of a row; 1 in a pure decode step.
         query_start_loc: int32 [num_reqs + 1], where the tokens of each row begin.
         seq_lens: int32 [num_reqs], bookkeeping length of each row, this step included.
         block_table: int32 [num_reqs, width]: bookkeeping index ``i`` lies in block ``i // size``;

@@ -8,7 +8,7 @@ Several ways to compute the same thing:
 ``flash+triton``   ``flash`` for steps that prefill, ``triton`` for those that only decode:
                    what ``auto`` chooses where FlashAttention runs
 ``xformers``       memory-efficient attention, merged; older GPUs, and an independent check
-``torch``          plain tensors on any device; the CPU's own, and what others are held to
+``torch``          plain tensors on any device; for CPUs, and the reference for the others
 =================  ======================================================================
 """
 
@@ -16,20 +16,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 
+from vllm_sink.attention.paged_step import PagedStep
 from vllm_sink.errors import UnsupportedError
 
-if TYPE_CHECKING:
-    from vllm_sink.attention.layer import LayerParams
-    from vllm_sink.attention.paged_step import PagedStep
-
-
-#: FlashAttention 3 takes heads of 256, but under a window it gave some queries wrong results there
-#: (three query heads a KV head, pages of 64; vLLM 0.32 on an H100).
-MOST_CHANNELS = 192
+#: Channels of a head. FlashAttention 3 takes 256, but under a window it gave some queries wrong
+#: results there (three query heads a KV head, pages of 64; vLLM 0.32 on an H100).
+MAX_HEAD_SIZE = 192
 
 
 class Provider(Protocol):
@@ -42,7 +38,16 @@ class Provider(Protocol):
         key_cache: torch.Tensor,
         value_cache: torch.Tensor,
         output: torch.Tensor,
-    ) -> None: ...
+    ) -> None:
+        """Attention of a step's tokens.
+
+        Args:
+            step: the batch.
+            query: [tokens, num_heads, head_size], rotated at their true index.
+            key_cache, value_cache: [blocks, block_size, num_kv_heads, head_size].
+            output: as ``query``, written.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -81,8 +86,8 @@ def _flash(traits: Traits) -> str | None:
         return f"compute capability {_dotted(traits)}; allowed: 8.x and 9.x"
     if traits.dtype not in (torch.float16, torch.bfloat16):
         return f"it computes in float16 or bfloat16, and the model is {traits.dtype}"
-    if traits.head_size > MOST_CHANNELS or traits.head_size % 8:
-        return f"head size {traits.head_size}; allowed: multiples of 8 up to {MOST_CHANNELS}"
+    if traits.head_size > MAX_HEAD_SIZE or traits.head_size % 8:
+        return f"head size {traits.head_size}; allowed: multiples of 8 up to {MAX_HEAD_SIZE}"
     if traits.alibi and traits.capability[0] == 9:
         return "FlashAttention 3 has no ALiBi"
     if traits.block_size % 16:
@@ -107,7 +112,7 @@ def _xformers(traits: Traits) -> str | None:
         return "it has no ALiBi for rows of different lengths"
     if traits.soft_cap:
         return "it has no soft cap on scores"
-    # Whether one of its operators takes the shape is asked of the GPU, in the worker.
+    # Whether one of its operators takes the shape is found out on the GPU, in the worker.
     return None
 
 
@@ -122,7 +127,7 @@ def choose(requested: str, traits: Traits) -> Choice:
     """The provider that computes attention.
 
     Raises:
-        UnsupportedError: the one that was asked for cannot, with the reason.
+        UnsupportedError: the requested one cannot, with the reason.
     """
     if requested != "auto":
         reason = _UNSUPPORTED[requested](traits)
@@ -178,23 +183,3 @@ def takes_windows(provider: str) -> bool:
 def fuses_decode(provider: str) -> bool:
     """Whether steps that only decode go to the fused kernel."""
     return provider in ("triton", "flash+triton")
-
-
-def make(provider: str, layer: LayerParams, dtype: torch.dtype) -> Provider | None:
-    """The provider of a layer; None for ``torch``, which takes tiles."""
-    if provider == "torch":
-        return None
-    if provider == "triton":
-        from vllm_sink.attention.kernels.launch import FusedKernel
-
-        return FusedKernel(layer, dtype)
-    if provider == "xformers":
-        from vllm_sink.attention import xformers_provider
-
-        reason = xformers_provider.unsupported(layer, dtype)
-        if reason is not None:
-            raise UnsupportedError(f"--sink-attention xformers: {reason}")
-        return xformers_provider.XformersProvider(layer)
-    from vllm_sink.attention.flash_provider import FlashProvider
-
-    return FlashProvider(layer, dtype, provider)

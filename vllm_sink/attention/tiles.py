@@ -24,7 +24,7 @@ from vllm_sink.policy import StreamPolicy
 T = TypeVar("T")
 
 #: Queries of a run of prefill: what a run reads beyond its windows is at most this many keys.
-RUN = 128
+RUN_QUERIES = 128
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Tile:
         evicted: int64 [n, q], e(t).
         sink_distance: int64 [n, q, S], cache position of the query less that of the sink.
         window_tokens: ``W`` of its streams.
-        known: what layers have worked out of the above; see `once`.
+        memo: what layers have computed from the above; see ``once``.
     """
 
     queries: torch.Tensor
@@ -54,17 +54,17 @@ class Tile:
     sink_visible: torch.Tensor | None = None
     evicted: torch.Tensor | None = None
     sink_distance: torch.Tensor | None = None
-    known: dict[Hashable, object] = field(default_factory=dict)
+    memo: dict[Hashable, object] = field(default_factory=dict)
 
-    def once(self, what: Hashable, work: Callable[[], T]) -> T:
-        """The result of ``work``, done by the first layer that asks for ``what``.
+    def once(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """The result of ``compute``, which only the first layer that needs ``key`` calls.
 
         Masks and angles are the same in every layer of a step, and cost more than what they are
         applied to.
         """
-        if what not in self.known:
-            self.known[what] = work()
-        return self.known[what]  # type: ignore[return-value]
+        if key not in self.memo:
+            self.memo[key] = compute()
+        return self.memo[key]  # type: ignore[return-value]
 
     def visible(self, window_tokens: int) -> torch.Tensor:
         """bool [n, q, k]: the window keys that a layer with this window sees."""
@@ -72,8 +72,8 @@ class Tile:
 
     def part(self, runs: slice) -> Tile:
         """Some runs of the tile."""
-        every = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "known"}
-        parts = {k: v[runs] if isinstance(v, torch.Tensor) else v for k, v in every.items()}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "memo"}
+        parts = {k: v[runs] if isinstance(v, torch.Tensor) else v for k, v in values.items()}
         return Tile(**parts)
 
 
@@ -107,13 +107,13 @@ class TileCutter:
         decodes: dict[StreamPolicy, list[int]] = {}
         for row in range(step.num_reqs):
             count = starts[row + 1] - starts[row]
-            kept = StreamPolicy(sinks[row], windows[row])
+            policy = StreamPolicy(sinks[row], windows[row])
             if count == 1:
-                decodes.setdefault(kept, []).append(row)
+                decodes.setdefault(policy, []).append(row)
             elif count > 1:
-                tiles += self._prefill_tiles(step, row, starts[row], count, lengths[row], kept)
-        for kept, rows in decodes.items():
-            tiles.append(self._decode_tile(step, rows, starts, lengths, kept))
+                tiles += self._prefill_tiles(step, row, starts[row], count, lengths[row], policy)
+        for policy, rows in decodes.items():
+            tiles.append(self._decode_tile(step, rows, starts, lengths, policy))
         return tiles
 
     def _slots(self, table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -128,16 +128,23 @@ class TileCutter:
         start: int,
         count: int,
         length: int,
-        kept: StreamPolicy,
+        policy: StreamPolicy,
     ) -> list[Tile]:
-        """The whole runs of a prefill chunk in one tile, what is left in another."""
-        whole = count // RUN
+        """The full runs of a prefill chunk in one tile, the remainder in another.
+
+        Args:
+            start: the chunk's first token in the step.
+            count: its tokens.
+            length: bookkeeping length of the row, the chunk included.
+        """
+        runs, rest = divmod(count, RUN_QUERIES)
+        first = length - count
         tiles = []
-        if whole:
-            tiles.append(self._runs(step, row, start, length - count, whole, RUN, kept))
-        if left := count - whole * RUN:
-            at = whole * RUN
-            tiles.append(self._runs(step, row, start + at, length - count + at, 1, left, kept))
+        if runs:
+            tiles.append(self._runs(step, row, start, first, runs, RUN_QUERIES, policy))
+        if rest:
+            done = runs * RUN_QUERIES
+            tiles.append(self._runs(step, row, start + done, first + done, 1, rest, policy))
         return tiles
 
     def _runs(
@@ -148,11 +155,11 @@ class TileCutter:
         first: int,
         runs: int,
         queries: int,
-        kept: StreamPolicy,
+        policy: StreamPolicy,
     ) -> Tile:
         """A tile of ``runs`` runs of ``queries`` queries, from bookkeeping index ``first`` on."""
         device = step.block_table_tensor.device
-        window = kept.window_tokens
+        window = policy.window_tokens
         table = step.block_table_tensor[row : row + 1].expand(runs, -1)
         offset = torch.arange(runs * queries, device=device).view(runs, queries)
         query = first + offset
@@ -162,9 +169,9 @@ class TileCutter:
         distance = query[:, :, None] - index[:, None, :]
         distance.masked_fill_((index < 0)[:, None], -1)
         tile = Tile(start + offset, self._slots(table, index.clamp(min=0)), distance, window)
-        if kept.sink_tokens and first + runs * queries - 1 >= window:
+        if policy.sink_tokens and first + runs * queries - 1 >= window:
             assert step.positions is not None
-            self._add_sinks(tile, table, query, step.positions[tile.queries], kept)
+            self._add_sinks(tile, table, query, step.positions[tile.queries], policy)
         return tile
 
     def _decode_tile(
@@ -173,25 +180,26 @@ class TileCutter:
         rows: list[int],
         starts: list[int],
         lengths: list[int],
-        kept: StreamPolicy,
+        policy: StreamPolicy,
     ) -> Tile:
+        """A tile of the single queries of ``rows``; other arguments as in ``cut``."""
         device = step.block_table_tensor.device
         every_row = len(rows) == step.num_reqs
         table = step.block_table_tensor[: step.num_reqs]
         table = table if every_row else table[torch.tensor(rows, device=device)]
         last = torch.tensor([lengths[r] - 1 for r in rows], device=device)
-        at = torch.tensor([starts[r] for r in rows], device=device)
-        window = kept.window_tokens
+        token = torch.tensor([starts[r] for r in rows], device=device)
+        window = policy.window_tokens
         low = (last - (window - 1)).clamp(min=0)
         span = min(window, max(lengths[r] for r in rows))
         index = low[:, None] + torch.arange(span, device=device)
         # Shorter rows are padded with keys of their future, which `distance` masks.
         distance = last[:, None, None] - index[:, None, :]
         slots = self._slots(table, torch.minimum(index, last[:, None]))
-        tile = Tile(at[:, None], slots, distance, window)
-        if kept.sink_tokens and max(lengths[r] for r in rows) - 1 >= window:
+        tile = Tile(token[:, None], slots, distance, window)
+        if policy.sink_tokens and max(lengths[r] for r in rows) - 1 >= window:
             assert step.positions is not None
-            self._add_sinks(tile, table, last[:, None], step.positions[tile.queries], kept)
+            self._add_sinks(tile, table, last[:, None], step.positions[tile.queries], policy)
         return tile
 
     def _add_sinks(
@@ -200,17 +208,17 @@ class TileCutter:
         table: torch.Tensor,
         query: torch.Tensor,
         positions: torch.Tensor,
-        kept: StreamPolicy,
+        policy: StreamPolicy,
     ) -> None:
         """The sink part of a tile: ``query`` and ``positions`` are int64 [n, q].
 
         A sink that still lies in the window of a query is read there, at its own distance.
         """
-        sink = torch.arange(kept.sink_tokens, device=table.device)
+        sink = torch.arange(policy.sink_tokens, device=table.device)
         # A stream that is shorter than its sinks has no blocks for all of them, and sees none.
-        known = torch.minimum(sink[None], query[:, -1:])
-        tile.sink_slots = self._slots(table, known)
-        tile.sink_visible = sink <= query[:, :, None] - kept.window_tokens
-        position = positions.clamp(max=kept.sees_everything_below - 1)
+        existing = torch.minimum(sink[None], query[:, -1:])
+        tile.sink_slots = self._slots(table, existing)
+        tile.sink_visible = sink <= query[:, :, None] - policy.window_tokens
+        position = positions.clamp(max=policy.sees_everything_below - 1)
         tile.evicted = positions - position
         tile.sink_distance = position[:, :, None] - sink

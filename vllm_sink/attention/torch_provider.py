@@ -1,4 +1,4 @@
-"""The ``torch`` provider: plain tensors on any device, and what other providers are held against.
+"""The ``torch`` provider: plain tensors on any device, and what other providers are tested against.
 
 One softmax over sinks and window::
 
@@ -17,7 +17,7 @@ from vllm_sink.attention.layer import LayerParams
 from vllm_sink.attention.tiles import Tile
 
 #: Floats of gathered keys and values and of scores that a layer holds at once.
-FLOATS_AT_ONCE = 8 << 20
+MAX_FLOATS = 8 << 20
 
 
 def attend(
@@ -38,10 +38,10 @@ def attend(
         return
     keys = tile.window_slots.shape[1] + (0 if tile.sink_slots is None else tile.sink_slots.shape[1])
     floats = keys * (layer.num_kv_heads * 2 * layer.head_size + layer.num_heads * queries)
-    at_once = max(1, FLOATS_AT_ONCE // floats)
+    max_runs = max(1, MAX_FLOATS // floats)
     compute = cpu_kernel.attend if fused else _attend
-    for a in range(0, runs, at_once):
-        part = tile if runs <= at_once else tile.part(slice(a, a + at_once))
+    for first in range(0, runs, max_runs):
+        part = tile if runs <= max_runs else tile.part(slice(first, first + max_runs))
         output[part.queries] = compute(layer, part, query[part.queries], cache).to(output.dtype)
 
 

@@ -1,7 +1,7 @@
-"""Every kernel that a stream may ever need is compiled before the first request.
+"""Compiles every kernel that a stream may need before the first request.
 
-vLLM's own warm-up runs short requests: no sink has left a window there, so that the first stream to
-fill its window would wait for a compiler, and every tenant with it.
+vLLM's own warm-up runs short requests, in which no sink has left a window: the first stream to fill
+its window would wait for a compiler, and every tenant with it.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ def warm_up(runner: Any, vllm_config: Any) -> None:
     }.values()
     assert isinstance(builder, SinkMetadataBuilder)
     rows = vllm_config.scheduler_config.max_num_seqs
-    seen = set()
+    warm = set()
     for layer in runner.get_model().modules():
         if not isinstance(layer, Attention):
             continue
         impl = layer.impl
         assert isinstance(impl, SinkAttentionImpl)
         kind = (impl.num_heads, impl.layer.window_tokens, impl.layer.sinks, impl.layer.soft_cap)
-        if kind in seen:
+        if kind in warm:
             continue
-        seen.add(kind)
+        warm.add(kind)
         for counts in _steps(impl, vllm_config.model_config.dtype, rows, runner.device):
             step = _step(runner, builder, counts, kv_policy.window)
             shape = (step.num_tokens, impl.num_heads, impl.head_size)
@@ -64,14 +64,14 @@ def _steps(
     if not providers.fuses_decode(impl.provider_name):
         return [mixed, [1]]
     kernel = FusedKernel(impl.layer, dtype)
-    sizes: dict[int, int] = {}
-    for n in range(1, rows + 1):
-        parts = kernel.splits(n, device)
-        sizes.setdefault(parts, n)
-    return [mixed, *([1] * n for n in sizes.values())]
+    rows_of_splits: dict[int, int] = {}
+    for num_rows in range(1, rows + 1):
+        rows_of_splits.setdefault(kernel.splits(num_rows, device), num_rows)
+    return [mixed, *([1] * num_rows for num_rows in rows_of_splits.values())]
 
 
 def _step(runner: Any, builder: SinkMetadataBuilder, counts: list[int], window: int) -> PagedStep:
+    """Rows of ``counts`` tokens, past a window of ``window`` tokens."""
     device = runner.device
     table = compat.block_table(runner, len(counts))
     # Far enough that sinks are seen, and inside the table.
@@ -93,6 +93,6 @@ def _step(runner: Any, builder: SinkMetadataBuilder, counts: list[int], window: 
         past_window=True,
         host=HostStep(counts, [length] * rows, [4] * rows, [window] * rows),
     )
-    if builder.plan is not None:
-        builder.plan.fill(step)
+    if builder.paged is not None and builder.paged.plan is not None:
+        builder.paged.plan.fill(step)
     return step

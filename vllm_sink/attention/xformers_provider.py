@@ -1,8 +1,9 @@
-"""The ``xformers`` provider: a check on the others, and the way for GPUs older than Ampere.
+"""The ``xformers`` provider: a check on the others, and for GPUs older than Ampere.
 
 xformers 0.0.35 has no paged bias with a window, and its one paged op without the flash-attn package
-(``triton_splitk``) wants pages of 64 and heads of a power of two. So the keys that a run of queries
-sees are gathered one run after the other, and met under biases for runs of any length::
+(``triton_splitk``) requires pages of 64 and heads of a power of two. So the keys that a run of
+queries sees are gathered, one run after the other, and attended to under biases for runs of any
+length::
 
     window   BlockDiagonalCausalLocalAttentionFromBottomRightMask: the last query of a run stands
              at its last key, each query sees W keys back; rows of one W in one call
@@ -17,120 +18,19 @@ Hopper). Masks are made on the host: not for CUDA graphs.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from vllm_sink.attention.layer import LayerParams
-from vllm_sink.attention.paged_step import HostStep, PagedStep
+from vllm_sink.attention.paged_step import PagedStep
+from vllm_sink.attention.xformers_runs import Run, RunBatch, batches, sink_runs, window_runs
 
-#: Bytes of gathered keys and values at once, or one run's where that is more.
-BYTES_AT_ONCE = 256 << 20
+#: Bytes of keys and values that are gathered for one call; a longer run is gathered alone.
+MAX_GATHERED_BYTES = 256 << 20
 
 #: xformers' names of the ops, best first.
 OPERATORS = ("flash", "cutlass")
-
-
-class Run(NamedTuple):
-    """Consecutive queries of a row and the consecutive keys that they see.
-
-    Attributes:
-        row: of the batch.
-        token, queries: the first of the step's tokens, and how many.
-        key, keys: bookkeeping index of the first key, and how many.
-    """
-
-    row: int
-    token: int
-    queries: int
-    key: int
-    keys: int
-
-
-def window_runs(host: HostStep, most: int) -> dict[int, list[Run]]:
-    """The new tokens of every row, each run with the windows of its queries, by their ``W``.
-
-    Args:
-        host: the rows.
-        most: the layer's own window, where it is smaller than a row's.
-    """
-    runs: dict[int, list[Run]] = {}
-    token = 0
-    for row, (count, length) in enumerate(zip(host.query_lens, host.seq_lens, strict=True)):
-        if count:
-            window = min(most, host.windows[row])
-            low = max(0, length - count - window + 1)
-            runs.setdefault(window, []).append(Run(row, token, count, low, length - low))
-        token += count
-    return runs
-
-
-def sink_runs(host: HostStep) -> tuple[list[Run], list[Run]]:
-    """Runs of the queries that see sinks: ``(stairs, whole)``.
-
-    In ``stairs`` the last query sees all keys of its run, the one before it one less, and so on;
-    single queries are there too. In ``whole`` every query sees all keys.
-    """
-    stairs: list[Run] = []
-    whole: list[Run] = []
-    end = 0
-    for row, (count, length) in enumerate(zip(host.query_lens, host.seq_lens, strict=True)):
-        end += count
-        sinks, window = host.sinks[row], host.windows[row]
-        # Query i sees the sinks up to i - W: none before W, all from S + W - 1 on.
-        first = max(length - count, window)
-        if not sinks or first >= length:
-            continue
-        full = min(max(first, sinks + window - 1), length)
-        if first < full:
-            stairs.append(Run(row, end - (length - first), full - first, 0, full - window))
-        if full < length:
-            run = Run(row, end - (length - full), length - full, 0, sinks)
-            (whole if run.queries > 1 else stairs).append(run)
-    return stairs, whole
-
-
-def batches(runs: Iterable[Run], most_keys: int) -> Iterator[list[Run]]:
-    """``runs`` in order, together while they have no more than ``most_keys`` keys."""
-    batch: list[Run] = []
-    keys = 0
-    for run in runs:
-        if batch and keys + run.keys > most_keys:
-            yield batch
-            batch, keys = [], 0
-        batch.append(run)
-        keys += run.keys
-    if batch:
-        yield batch
-
-
-class Batch:
-    """Runs of one call, on the device.
-
-    Attributes:
-        runs: the runs.
-        run: int64 [queries], which run a query belongs to.
-        token: int64 [queries], which of the step's tokens it is.
-        key_row, key: int64 [keys], batch row and bookkeeping index of every key.
-    """
-
-    def __init__(self, runs: list[Run], device: torch.device) -> None:
-        self.runs = runs
-        row, token, queries, key, keys = torch.tensor(runs, device=device).unbind(1)
-        self.run, self.token = _ranges(token, queries, sum(r.queries for r in runs))
-        key_run, self.key = _ranges(key, keys, sum(r.keys for r in runs))
-        self.key_row = row[key_run]
-
-
-def _ranges(
-    start: torch.Tensor, count: torch.Tensor, total: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ranges end to end: of which range each element is, and its value; int64 [total] both."""
-    # A known size spares repeat_interleave the wait for the device.
-    which = torch.repeat_interleave(count, output_size=total)
-    begin = count.cumsum(0) - count
-    return which, torch.arange(total, device=start.device) + (start - begin)[which]
 
 
 def _fmha() -> Any:
@@ -230,26 +130,26 @@ class XformersProvider:
                 raise NotImplementedError(reason)
         # ``cutlass`` knows no groups of query heads: there each has keys of its own.
         heads = layer.num_kv_heads if self.op.SUPPORTS_PARTIAL else layer.num_heads
-        most_keys = BYTES_AT_ONCE // (2 * heads * layer.head_size * query.element_size())
+        max_keys = MAX_GATHERED_BYTES // (2 * heads * layer.head_size * query.element_size())
         lse = torch.empty(query.shape[:2], dtype=torch.float32, device=query.device)
 
         for window, of_window in window_runs(host, layer.window_tokens).items():
-            for runs in batches(of_window, most_keys):
-                batch = Batch(runs, query.device)
+            for runs in batches(of_window, max_keys):
+                batch = RunBatch(runs, query.device)
                 out, lse_part = self._partial(
                     step, batch, query[batch.token], key_cache, value_cache, window
                 )
                 output[batch.token], lse[batch.token] = out, lse_part
         if not layer.sinks:
             return
-        stairs, whole = sink_runs(host)
-        for of_stairs, all_runs in ((True, stairs), (False, whole)):
-            for runs in batches(all_runs, most_keys):
-                batch = Batch(runs, query.device)
+        staircase, full = sink_runs(host)
+        for in_staircase, all_runs in ((True, staircase), (False, full)):
+            for runs in batches(all_runs, max_keys):
+                batch = RunBatch(runs, query.device)
                 turned = self._turned(step, batch, query)
                 # As far back as the longest run: for a single query, all its keys. (Were there no
                 # window, FlashAttention would give such queries a layout of their own.)
-                reach = max(r.keys for r in runs) if of_stairs else None
+                reach = max(r.keys for r in runs) if in_staircase else None
                 sink_out, sink_lse = self._partial(
                     step, batch, turned, key_cache, value_cache, reach
                 )
@@ -258,13 +158,13 @@ class XformersProvider:
                 merged, _ = _fmha().merge_attentions(parts, lses)
                 output[batch.token] = merged[0]
 
-    def _turned(self, step: PagedStep, batch: Batch, query: torch.Tensor) -> torch.Tensor:
+    def _turned(self, step: PagedStep, batch: RunBatch, query: torch.Tensor) -> torch.Tensor:
         """The queries of ``batch`` as they meet the sinks: [queries, num_heads, head_size]."""
         assert step.host is not None
         host = step.host
-        # The cache position at which each stream stands still.
-        still = [host.sinks[r.row] + host.windows[r.row] - 1 for r in batch.runs]
-        last = torch.tensor(still, device=query.device)
+        # The largest cache position of each run's stream.
+        last_positions = [host.sinks[r.row] + host.windows[r.row] - 1 for r in batch.runs]
+        last = torch.tensor(last_positions, device=query.device)
         evicted = (step.positions[batch.token] - last[batch.run]).clamp(min=0)
         turned = self.layer.turn_back(query[batch.token][None], evicted[None])
         return turned[0].to(query.dtype)
@@ -272,7 +172,7 @@ class XformersProvider:
     def _partial(
         self,
         step: PagedStep,
-        batch: Batch,
+        batch: RunBatch,
         query: torch.Tensor,
         key_cache: torch.Tensor,
         value_cache: torch.Tensor,
@@ -288,10 +188,10 @@ class XformersProvider:
             [queries, num_heads, head_size] in the dtype of ``query``, float32 [queries, num_heads].
         """
         layer, fmha = self.layer, _fmha()
-        group = layer.num_heads // layer.num_kv_heads
+        group = layer.group
         block = step.block_table[batch.key_row, batch.key // step.block_size].long()
-        at = batch.key % step.block_size
-        key, value = key_cache[block, at], value_cache[block, at]  # [keys, kv_heads, head_size]
+        slot = batch.key % step.block_size
+        key, value = key_cache[block, slot], value_cache[block, slot]  # [keys, kv_heads, head_size]
         bias = _bias(fmha, batch.runs, window, query.device)
         if self.op.SUPPORTS_PARTIAL:
             # [1, tokens, kv_heads, group, head_size]; keys repeat with stride 0.
@@ -305,7 +205,7 @@ class XformersProvider:
             )
             # float32 [1, kv_heads, group, queries]
             return out[0].flatten(1, 2), lse[0].flatten(0, 1).T
-        # The same result by another door: ``cutlass`` does not call itself partial.
+        # The same result: ``cutlass`` does not declare itself partial.
         out, lse = fmha.memory_efficient_attention_forward_requires_grad(
             query[None],
             key.repeat_interleave(group, 1)[None],
@@ -314,7 +214,7 @@ class XformersProvider:
             scale=layer.scale,
             op=self.op,
         )
-        # float32 [runs, num_heads, most queries of a run and some]: the padding goes.
-        begin = bias.q_seqinfo.seqstart[batch.run]
-        nth = torch.arange(len(query), device=query.device) - begin
-        return out[0], lse[batch.run, :, nth]
+        # float32 [runs, num_heads, at least the queries of the longest run], padded.
+        first_query = bias.q_seqinfo.seqstart[batch.run]
+        query_of_run = torch.arange(len(query), device=query.device) - first_query
+        return out[0], lse[batch.run, :, query_of_run]

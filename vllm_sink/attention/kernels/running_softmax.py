@@ -112,13 +112,14 @@ def add_cached_keys(
     """
     block = tl.load(cache.table_ptr + key // config.block_size).to(tl.int64)
     slot = block * cache.strides.block + (key % config.block_size) * cache.strides.slot
-    key_ptrs = cache.key_ptr + slot[None, :] + channel[:, None]
     if config.head_size == config.padded_size:
-        keys = tl.load(key_ptrs)
+        keys = tl.load(cache.key_ptr + slot[None, :] + channel[:, None])
         values = tl.load(cache.value_ptr + slot[:, None] + channel[None, :])
     else:
         in_head = channel < config.head_size
-        keys = tl.load(key_ptrs, mask=in_head[:, None], other=0.0)
+        keys = tl.load(
+            cache.key_ptr + slot[None, :] + channel[:, None], mask=in_head[:, None], other=0.0
+        )
         values = tl.load(
             cache.value_ptr + slot[:, None] + channel[None, :], mask=in_head[None, :], other=0.0
         )
