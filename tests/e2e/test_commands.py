@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.e2e import forked
 from tests.e2e.engines import tiny
 from tests.e2e.servers import Server, environment, serve, until
 from vllm_sink import cli
@@ -54,6 +55,11 @@ def _run(*arguments: str, key: str = "", timeout: float = 120) -> subprocess.Com
         timeout=timeout,
         check=False,
     )
+
+
+def _run_with_vllm(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """One that imports vLLM."""
+    return forked.run("vllm_sink.cli:main", *arguments, env=_environment())
 
 
 @pytest.fixture(scope="module")
@@ -298,7 +304,7 @@ def test_a_server_that_dies(tiny_folder: Path, tmp_path: Path) -> None:
 
 
 def _plan(folder: Path, *arguments: str) -> dict[str, object]:
-    ended = _run("plan", str(folder), "--json", *arguments)
+    ended = _run_with_vllm("plan", str(folder), "--json", *arguments)
     assert ended.returncode == 0, ended.stderr
     told: dict[str, object] = json.loads(ended.stdout)
     return told
@@ -338,7 +344,7 @@ def test_plan(tiny_folder: Path) -> None:
     ],
 )
 def test_plan_refuses(tiny_folder: Path, arguments: str, said: str) -> None:
-    ended = _run("plan", str(tiny("llama-gqa", tiny_folder)), *arguments.split())
+    ended = _run_with_vllm("plan", str(tiny("llama-gqa", tiny_folder)), *arguments.split())
     assert ended.returncode in (1, 2)
     assert said in ended.stderr + ended.stdout
     assert "Traceback" not in ended.stderr
@@ -348,13 +354,13 @@ def test_doctor_takes_every_flag_of_a_server(tiny_folder: Path) -> None:
     """Options before the model, the front end's among them; a refusal has a server's words."""
     folder = str(tiny("llama-gqa", tiny_folder))
     flags = "--json --dtype float32 --window-tokens 60 --port 8001 --max-model-len 700 --kv-gib 1"
-    ended = _run("doctor", *flags.split(), folder)
+    ended = _run_with_vllm("doctor", *flags.split(), folder)
     assert ended.returncode == 0, ended.stderr
     verdict = json.loads(ended.stdout)
     assert verdict["supported"]
     assert (verdict["window_tokens"], verdict["max_stream_tokens"]) == (60, 700)
     assert verdict["kv_pool_bytes"] == 2**30
-    ended = _run("doctor", folder, "--grpc")
+    ended = _run_with_vllm("doctor", folder, "--grpc")
     assert ended.returncode == 1
     assert ended.stdout == (
         f"{folder}: refused\n  --grpc with --kv-policy: its server has no limits of a tenant, "
