@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from tests.e2e import forked
 from tests.e2e.servers import environment
 
 
@@ -29,3 +30,8 @@ def run_command(
         timeout=timeout,
         check=False,
     )
+
+
+def run_with_vllm(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """``vllm-sink`` with a command that imports vLLM, in a fork of a process that has it."""
+    return forked.run("vllm_sink.cli:main", *arguments, env=environment_of_commands())

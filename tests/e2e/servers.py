@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.e2e import forked
+
 VLLM = Path(sys.executable).with_name("vllm")
 
 
@@ -26,15 +28,9 @@ def environment() -> dict[str, str]:
 
 
 def run_vllm(*arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    """Run ``vllm`` to its end."""
-    return subprocess.run(
-        [str(VLLM), *arguments],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+    """Run ``vllm`` to its end, which is near: it refuses, or prints its help."""
+    entry = "vllm.entrypoints.cli.main:main"
+    return forked.run(entry, *arguments, env=environment(), timeout=timeout)
 
 
 class Server:

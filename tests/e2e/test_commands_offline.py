@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.command_line import run_command
+from tests.e2e.command_line import run_with_vllm
 from tests.e2e.engines import tiny
 from vllm_sink import cli
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.xdist_group("server")
 
 
 def _plan(folder: Path, *arguments: str) -> dict[str, object]:
-    ended = run_command("plan", str(folder), "--json", *arguments)
+    ended = run_with_vllm("plan", str(folder), "--json", *arguments)
     assert ended.returncode == 0, ended.stderr
     told: dict[str, object] = json.loads(ended.stdout)
     return told
@@ -57,7 +57,7 @@ def test_plan(tiny_folder: Path) -> None:
     ],
 )
 def test_plan_refuses(tiny_folder: Path, arguments: str, said: str) -> None:
-    ended = run_command("plan", str(tiny("llama-gqa", tiny_folder)), *arguments.split())
+    ended = run_with_vllm("plan", str(tiny("llama-gqa", tiny_folder)), *arguments.split())
     assert ended.returncode in (1, 2)
     assert said in ended.stderr + ended.stdout
     assert "Traceback" not in ended.stderr
@@ -67,13 +67,13 @@ def test_doctor_takes_every_flag_of_a_server(tiny_folder: Path) -> None:
     """Options before the model, the front end's among them; a refusal has a server's words."""
     folder = str(tiny("llama-gqa", tiny_folder))
     flags = "--json --dtype float32 --window-tokens 60 --port 8001 --max-model-len 700 --kv_gib 1"
-    ended = run_command("doctor", *flags.split(), "-cc.cudagraph_mode=NONE", "-tp", "1", folder)
+    ended = run_with_vllm("doctor", *flags.split(), "-cc.cudagraph_mode=NONE", "-tp", "1", folder)
     assert ended.returncode == 0, ended.stderr
     verdict = json.loads(ended.stdout)
     assert verdict["supported"]
     assert (verdict["window_tokens"], verdict["max_stream_tokens"]) == (60, 700)
     assert verdict["kv_pool_bytes"] == 2**30
-    ended = run_command("doctor", folder, "--grpc")
+    ended = run_with_vllm("doctor", folder, "--grpc")
     assert ended.returncode == 1
     assert ended.stdout == (
         f"{folder}: refused\n  --grpc with --kv-policy: its server has no limits of a tenant, "
