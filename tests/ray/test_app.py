@@ -61,12 +61,17 @@ def test_flags_are_vllms_own(tiny_folder: Path, tmp_path: Path) -> None:
     [
         ({"replicas": "2"}, "replicas: '2' is not allowed; allowed: one of config, min_replicas"),
         ({"min_replicas": "two"}, "min_replicas: 'two' is not allowed; allowed: an integer"),
+        (
+            {"min_replicas": True},
+            "min_replicas: True is not allowed; allowed: an integer",
+        ),
+        ({"cpus": "-1"}, "cpus: '-1' is not allowed; allowed: a number of at least 0"),
         ({"min_replicas": "3", "max_replicas": "2"}, "max_replicas: 2 is not allowed; allowed: 3"),
         ({"target_load": "80"}, "target_load: '80' is not allowed; allowed: a number above 0"),
         ({"config": "/nowhere.yaml"}, "config: '/nowhere.yaml' is not allowed; allowed: a YAML"),
     ],
 )
-def test_bad_arguments(args: dict[str, str], said: str, tmp_path: Path) -> None:
+def test_bad_arguments(args: dict[str, Any], said: str, tmp_path: Path) -> None:
     (tmp_path / "vllm.yaml").touch()
     with pytest.raises(PolicyError) as refused:
         AppArgs.read({"config": str(tmp_path / "vllm.yaml"), **args})

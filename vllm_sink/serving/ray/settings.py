@@ -8,10 +8,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import pydantic
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from vllm_sink import compat, plugin
 from vllm_sink.config.fields import validated
@@ -22,30 +22,40 @@ from vllm_sink.serving.ray.server_flags import RAYS_OWN, REFUSED
 CONFIG_VARIABLE = "VLLM_SINK_CONFIG"
 
 
+def _no_bool(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("true is no number")
+    return value
+
+
+Int = Annotated[int, BeforeValidator(_no_bool)]
+Float = Annotated[float, BeforeValidator(_no_bool)]
+
+
 @pydantic.dataclasses.dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class AppArgs:
-    """What ``serve run vllm_sink.serving.ray:app NAME=VALUE …`` takes; all of it is text."""
+    """What ``serve run vllm_sink.serving.ray:app NAME=VALUE …`` takes, there as text."""
 
     config: str = Field(
         default_factory=lambda: os.environ.get(CONFIG_VARIABLE, ""),
         description="A YAML file of vllm serve flags, the one that vllm serve --config takes.",
     )
-    min_replicas: int = Field(default=1, ge=0, description="At least so many.")
+    min_replicas: Int = Field(default=1, ge=0, description="At least so many.")
     # One number means so many replicas, no less and no more.
-    max_replicas: int = Field(
+    max_replicas: Int = Field(
         default_factory=lambda given: max(1, given["min_replicas"]),
         description="At most so many; between the two the load decides.",
     )
-    target_load: float = Field(
+    target_load: Float = Field(
         default=0.8,
         gt=0,
         le=1,
         description="The part of a replica's room (streams that fit, blocks) to fill.",
     )
-    cpus: float = Field(
+    cpus: Float = Field(
         default=1.0, ge=0, description="Of Ray's, for each replica besides its engine's."
     )
-    wait_for_resources_s: float = Field(
+    wait_for_resources_s: Float = Field(
         default=30.0,
         ge=0,
         description="How long the cluster may take to have what the replicas need.",
