@@ -18,7 +18,8 @@ def canonical(name: str) -> str:
 
 def constraints(lock: str) -> list[str]:
     """``lock`` is the text of a file of ``name==version`` lines."""
-    locked = dict(re.findall(r"^([\w.-]+)==([^\s;]+)", lock, re.MULTILINE))
+    lines = re.findall(r"^([\w.-]+)==([^\s;]+)", lock, re.MULTILINE)
+    locked = {canonical(name): version for name, version in lines}
     # Of two with one name the first on sys.path is imported, so it goes in last.
     found = list(importlib.metadata.distributions())[::-1]
     present = {canonical(one.name): one.version for one in found if one.name}

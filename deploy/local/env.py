@@ -58,13 +58,12 @@ PLAIN_TORCH = """
 def build(venv: Venv, device: str) -> None:
     venv.begin(device)
     venv.add_uv()
-    overrides = [f"{DISTRIBUTIONS[device]}=={VERSION}"] if VERSION else []
     venv.step(f"what requirements/{device}.txt lists (some {SIZES[device]})")
-    output = try_install(venv, device, overrides)
+    output = try_install(venv, device)
     if output and (version := missing_torch(output)):
         print(PLAIN_TORCH.format(version=version))
         venv.step("the same with the plain build of torch")
-        output = try_install(venv, device, [*overrides, f"torch=={version}"])
+        output = try_install(venv, device, torch=version)
     if output:
         venv.fail(output)
     venv.step("this project, editable")
@@ -74,20 +73,25 @@ def build(venv: Venv, device: str) -> None:
     check(venv, device)
 
 
-def try_install(venv: Venv, device: str, overrides: list[str]) -> str | None:
-    """Installs what is locked, in one go. The output where that failed, else None."""
-    locked = lock.lock_of(device)
-    arguments: list[str | Path] = []
-    if overrides:
-        # Resolved anew for this machine; what the lock names stays where it can.
-        locked = Path(shutil.copy(locked, venv.path / "env.requirements"))
-        changed = venv.path / "env.overrides"
-        changed.write_text("\n".join(overrides), encoding="utf-8")
-        arguments = ["--overrides", changed]
-        output = venv.try_run(*venv.uv(*lock.compile_command(device, locked), *arguments))
+def try_install(venv: Venv, device: str, torch: str = "") -> str | None:
+    """Installs what is locked, in one go. The output where that failed, else None.
+
+    ``torch`` is the version of its plain build, to take instead of the CPU build.
+    """
+    locked = Path(shutil.copy(lock.lock_of(device), venv.path / "env.requirements"))
+    overrides = venv.path / "env.overrides"
+    lines = [f"{DISTRIBUTIONS[device]}=={VERSION}"] if VERSION else []
+    lines += [f"torch=={torch}"] if torch else []
+    overrides.write_text("\n".join(lines), encoding="utf-8")
+    if torch:  # the CUDA build names a triton of its own
+        kept = re.sub(r"^triton==.*\n", "", locked.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        locked.write_text(kept, encoding="utf-8")
+    if VERSION:  # resolved anew for this machine; what is locked stays where it can
+        command = lock.compile_command(device, locked)
+        output = venv.try_run(*venv.uv(*command, "--overrides", overrides))
         if output is not None:
             return output
-    return venv.try_run(*venv.uv(*lock.install_command(device, locked), *arguments))
+    return venv.try_run(*venv.uv(*lock.install_command(device, locked), "--overrides", overrides))
 
 
 def missing_torch(output: str) -> str | None:

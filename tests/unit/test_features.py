@@ -152,9 +152,6 @@ STATED = {
     "installed logits processors": "vllm.logits_processors=some",
     "watermarks in the text": '--watermark-config {"algorithm": "gumbel", "key": "***"}',
     "sampling masks": "--return-sampling-mask",
-    "routed experts in the answer": (
-        '--enable-return-routed-experts --aux-output-config {"enable_return_routed_experts": true}'
-    ),
     "diffusion models": '--diffusion-config {"canvas_length": 32}',
     "encoder caches elsewhere": (
         '--ec-transfer-config {"ec_connector": "ECExampleConnector", "ec_role": "ec_consumer"}'

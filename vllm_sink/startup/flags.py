@@ -44,6 +44,7 @@ def with_policy_from_flags(
     from_cli_args: Callable[..., Any], cls: type, args: argparse.Namespace
 ) -> Any:
     """``EngineArgs.from_cli_args`` that carries the flags into ``additional_config``."""
+    refusal = _refusal_of(args)  # before vLLM writes into them
     engine_args = from_cli_args(args)
     FROM_COMMAND_LINE.set(engine_args, True)
     given = _given(args, policy_config.FLAGS)
@@ -59,7 +60,8 @@ def with_policy_from_flags(
     _carry(args, engine_args, admission_config.CONFIG_KEY, admission_config.FLAGS)
     tenancy = _read_tenancy_flags(args, engine_args)
     if _has_policy(engine_args.additional_config):
-        _refuse_arguments(args)
+        if refusal is not None:
+            raise SystemExit(f"vllm serve: error: {refusal}")
         # The last is outermost: a response that drains is one that was let in.
         _add_middleware(args, REQUEST_MIDDLEWARE)
         _add_middleware(args, DRAIN_MIDDLEWARE)
@@ -73,11 +75,13 @@ def with_policy_from_flags(
     return engine_args
 
 
-def _refuse_arguments(args: argparse.Namespace) -> None:
+def _refusal_of(args: argparse.Namespace) -> UnsupportedError | None:
+    """Why a policy is refused with these arguments, where it is."""
     try:
         features.refuse_arguments(args)
     except UnsupportedError as error:
-        raise SystemExit(f"vllm serve: error: {error}") from None
+        return error
+    return None
 
 
 def _has_policy(additional_config: Any) -> bool:

@@ -12,6 +12,7 @@ The rows are in files by what they are about: ``held_*``, ``refused_*``, ``reque
 from vllm_sink.startup.features.no_bearing import NO_BEARING
 from vllm_sink.startup.features.page import PAGE, render
 from vllm_sink.startup.features.refuse import (
+    reasons,
     refusal,
     refuse_arguments,
     refuse_config,
@@ -28,6 +29,7 @@ __all__ = [
     "PAGE",
     "REQUEST",
     "Feature",
+    "reasons",
     "refusal",
     "refuse_arguments",
     "refuse_config",

@@ -37,7 +37,14 @@ def refuse_arguments(args: Any) -> None:
     Raises:
         UnsupportedError: naming each flag, its value, the reason and what is allowed, a line each.
     """
-    _raise([_error(feature, flags_given(feature, args)) for feature in refused_arguments(args)])
+    if lines := reasons(args):
+        raise UnsupportedError("\n".join(lines))
+
+
+def reasons(args: Any) -> list[str]:
+    """What ``refuse_arguments`` says, a line for each feature; empty where nothing is refused."""
+    refused = refused_arguments(args)
+    return [str(_error(feature, flags_given(feature, args))) for feature in refused]
 
 
 def refused_arguments(args: Any) -> list[Feature]:
