@@ -14,7 +14,7 @@ from vllm_sink.commands.scrape import Metrics
 #: Characters of a bar.
 BAR = 32
 
-#: Tenants that are shown: those with the most blocks.
+#: Number of tenants that are shown, by blocks.
 TENANTS = 10
 
 

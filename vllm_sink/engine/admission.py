@@ -78,8 +78,8 @@ class Admission(_Base):
             in_flight_tokens=self.vllm_config.max_in_flight_tokens,
             block_size=self.block_size,
         )
-        one = self._reservation(self.kv_policy.default, 1, ENDLESS_TOKENS)
-        self.streams_that_fit = self.reservations.streams_that_fit(one)
+        reservation = self._reservation(self.kv_policy.default, 1, ENDLESS_TOKENS)
+        self.streams_that_fit = self.reservations.streams_that_fit(reservation)
         self.waiting: WaitingRequests = WaitingRequests(
             self.policy, self._blocks_to_start, pool.get_num_free_blocks, self._may_start
         )
@@ -93,7 +93,7 @@ class Admission(_Base):
             self.kv_policy.sink_tokens,
             self.kv_policy.window,
             self.kv_policy.native,
-            one.blocks,
+            reservation.blocks,
             self.block_size,
             self.streams_that_fit,
             self.reservations.max_blocks,

@@ -65,8 +65,8 @@ class LogLine(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Append to the one line; let every record through."""
         if isinstance(record.msg, str) and MARK in record.msg and isinstance(record.args, tuple):
-            one = _ONE_ENGINE.match(record.msg)
-            engines = [i for i in self._last if one is None or i == int(one[1])]
+            engine = _ONE_ENGINE.match(record.msg)
+            engines = [i for i in self._last if engine is None or i == int(engine[1])]
             if engines and "Iteration(" not in record.msg:
                 record.msg += ", %s"
                 record.args = (*record.args, self.text(engines))

@@ -196,15 +196,14 @@ _ANSWERS = (
     _wrap(
         f"{_ASYNC}.shutdown",
         "serving.drain:drain_first",
-        "clients get the reason before the engine stops; --shutdown-timeout kills it while they "
-        "wait",
+        "clients get the reason before the engine stops; --shutdown-timeout gives them none",
         until="vLLM's shutdown ends running requests with an error that says so",
     ),
     *(
         _wrap(
             f"{engine}.__init__",
             "metrics.stat_loggers:add_stat_logger",
-            "a plugin cannot pass vLLM's parameter stat_loggers only for engines with a policy",
+            "stat_loggers is vLLM's parameter; a plugin cannot set it for engines with a policy alone",
             "vllm_config",
             "log_stats",
             "stat_loggers",
