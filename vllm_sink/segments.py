@@ -8,7 +8,7 @@ out of the middle of every list, and the number of tokens that left so far is it
     rollover      [ sinks )                        [ window ... now )     base += evicted
     true index    of what follows the sinks: base + bookkeeping index
 
-No key moves and none is computed again: keys are rotated to their true index, which does not change.
+No key moves or is computed again: keys are rotated to their true index, which does not change.
 """
 
 from __future__ import annotations

@@ -203,7 +203,7 @@ _ANSWERS = (
         _wrap(
             f"{engine}.__init__",
             "metrics.stat_loggers:add_stat_logger",
-            "stat_loggers is vLLM's parameter; a plugin cannot set it for engines with a policy alone",
+            "a plugin cannot set vLLM's parameter stat_loggers for engines with a policy alone",
             "vllm_config",
             "log_stats",
             "stat_loggers",
