@@ -17,7 +17,7 @@ from vllm_sink.commands.top import top
 from vllm_sink.commands.usage_errors import explanation, usage_of
 from vllm_sink.errors import PolicyError
 
-#: What Typer makes of Ctrl-C; every command here may be ended that way.
+#: Typer's exit status after Ctrl-C, which is a normal end of every command here.
 INTERRUPTED = 130
 
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
@@ -66,9 +66,7 @@ def _tools(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; the exit status is 0, 1 for a refusal or a stream that broke, 2 for an
-    argument or a server.
-    """
+    """Run a command; exit status 1: a refusal or a broken stream, 2: a usage or server error."""
     arguments = sys.argv[1:] if argv is None else argv
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     program = " ".join(["vllm-sink", *arguments[:1]])

@@ -1,8 +1,8 @@
-"""Who sent a request and what they wrote: an HTTP request as it came, before anything reads it.
+"""An HTTP request as its client wrote it, before anything parses it.
 
 Handlers see a request after pydantic has converted it (``true`` is 1 by then) and after a route has
 dropped what it has no field for. ``vllm_sink/requests/checks.py`` checks what was written,
-and reads it here. Nothing in here is trusted: it is a client's.
+and reads it here. Nothing in it is trusted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import msgspec
 
 from vllm_sink.errors import PolicyError
 
-#: The client that this task answers; there is none where an engine is used from Python.
+#: The request that this task answers; unset where an engine is used from Python.
 CLIENT_REQUEST: ContextVar[ClientRequest] = ContextVar("vllm_sink_client_request")
 
 #: The fields by which vLLM's protocols name the length of an answer.
@@ -34,7 +34,7 @@ class ClientRequest:
 
     Attributes:
         system_tokens: length of the leading system message as the chat template renders it; None
-            until a chat was rendered, or where it has none.
+            until a chat is rendered, or if it has none.
     """
 
     def __init__(
@@ -53,14 +53,14 @@ class ClientRequest:
     # -- what was written -------------------------------------------------------------------------
 
     def receive(self, chunk: bytes) -> None:
-        """A part of the body was read."""
+        """Take a part of the body."""
         self._chunks.append(chunk)
 
     @property
     def fields(self) -> Mapping[str, Any]:
-        """The body's top-level fields as they were written; empty where it is no JSON object.
+        """The body's top-level fields as they were written; empty if it is not a JSON object.
 
-        Only what is looked at is decoded: a prompt stays bytes.
+        Only fields that are read are decoded: a prompt stays bytes.
         """
         if self._fields is None:
             body, self._chunks = b"".join(self._chunks), []
@@ -69,21 +69,21 @@ class ClientRequest:
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """What was written for the engine: ``vllm_xargs``, or ``extra_args`` of sampling parameters
+        """Options for the engine: ``vllm_xargs``, or ``extra_args`` of sampling parameters
         (``/inference/v1/generate``)."""
         params = self.fields.get("sampling_params")
         inner = params.get("extra_args") if isinstance(params, Mapping) else None
         found: dict[str, Any] = {}
-        for given in (inner, self.fields.get("vllm_xargs")):
-            if isinstance(given, str):  # a form's field (transcriptions) is JSON in a string
-                given = _loads(given)
-            if isinstance(given, Mapping):
-                found.update(given)
+        for options in (inner, self.fields.get("vllm_xargs")):
+            if isinstance(options, str):  # a form's field (transcriptions) is JSON in a string
+                options = _loads(options)
+            if isinstance(options, Mapping):
+                found.update(options)
         return found
 
     @property
     def names_length(self) -> bool:
-        """Whether the request says how long its answer may be."""
+        """Whether the request sets a maximum length of its answer."""
         params = self.fields.get("sampling_params")
         places = [self.fields, params if isinstance(params, Mapping) else {}]
         return any(place.get(name) is not None for place in places for name in LENGTHS)
@@ -100,8 +100,8 @@ class ClientRequest:
         """A header's value.
 
         Raises:
-            PolicyError: it was given more than once. A gateway that appends its own to a client's
-                would be overruled by either choice.
+            PolicyError: it occurs more than once. Taking the first or the last would let a client
+                overrule a gateway.
         """
         wanted = name.encode("latin-1")
         values = [value for key, value in self._headers if key == wanted]
@@ -109,21 +109,21 @@ class ClientRequest:
             raise PolicyError(name, f"{len(values)} headers", "one")
         return values[0].decode("latin-1") if values else None
 
-    # -- what became of it ------------------------------------------------------------------------
+    # -- its outcome ------------------------------------------------------------------------------
 
     def refuse(self, error: Exception) -> None:
-        """It was not let in; the first refusal counts."""
+        """Record why it is refused; the first refusal counts."""
         if self.refusal is None:
             self.refusal = error
         self._settle()
 
     def answered(self) -> None:
-        """The engine core has said something of an answer: it will not be refused any more."""
+        """The engine core has begun an answer: no refusal can follow."""
         if not self.settled:
             self._settle()
 
     def on_settled(self, call: Callable[[], None]) -> None:
-        """Call this as soon as the request was refused or is answered; at once if it was."""
+        """Call ``call`` when the request is refused or answered; immediately if it already is."""
         self._on_settled = call
         if self.settled:
             call()
@@ -143,7 +143,7 @@ class _Fields(Mapping[str, Any]):
         try:
             self._raw = _RAW_FIELDS.decode(body) if body else {}
         except (msgspec.DecodeError, UnicodeDecodeError):
-            # Python's reader, which vLLM's server uses, takes more: NaN, UTF-16.
+            # Python's parser, which vLLM's server uses, also takes NaN and UTF-16.
             loaded = _loads(body)
             if isinstance(loaded, dict):
                 self._raw = dict.fromkeys(loaded, msgspec.Raw())

@@ -8,8 +8,8 @@ class PolicyError(ValueError):
 
     Attributes:
         field: the flag or request field, as the user writes it.
-        value: what was given.
-        allowed: what would have been taken.
+        value: its value.
+        allowed: the values that are allowed.
     """
 
     def __init__(self, field: str, value: object, allowed: str) -> None:
@@ -23,4 +23,4 @@ class PolicyError(ValueError):
 
 
 class UnsupportedError(ValueError):
-    """Something that the policy would compute wrongly, refused with its reason."""
+    """A model or setting under which the policy would be wrong, refused with the reason."""

@@ -76,13 +76,13 @@ def window_block(computed_tokens: int, window_tokens: int, block_size: int) -> i
 def max_blocks(
     sink_tokens: int, window_tokens: int, in_flight_tokens: int, total_tokens: int, block_size: int
 ) -> int:
-    """The most blocks that a stream can ever hold at once.
+    """The maximum number of blocks that a stream can hold.
 
     Args:
         sink_tokens: ``S`` of the request.
         window_tokens: ``W`` of the request.
-        in_flight_tokens: most tokens scheduled but not settled; their window is kept whole.
-        total_tokens: the stream's largest length, prompt and output together.
+        in_flight_tokens: maximum of tokens scheduled but not settled; their window is kept whole.
+        total_tokens: the stream's maximum length, prompt and output together.
         block_size: tokens in a block.
     """
     span = min(window_tokens - 1 + in_flight_tokens, total_tokens)
@@ -104,8 +104,8 @@ def reach(window_tokens: int, layers: int) -> int:
 def rebuild(tokens: Sequence[int], sinks: int, window_tokens: int, layers: int) -> list[int]:
     """The tokens of a stream from which it continues elsewhere exactly as it would have here.
 
-    Its sinks, and the tokens within its ``reach``: everything between has left no trace. However
-    long the stream was, a server that has none of it computes no more than these.
+    Its sinks, and the tokens within its ``reach``: everything between has no effect. However long
+    the stream was, a server that has none of it cached computes no more than these.
     """
     last = reach(window_tokens, layers)
     if len(tokens) <= sinks + last:

@@ -8,7 +8,7 @@ out of the middle of every list, and the number of tokens that left so far is it
     rollover      [ sinks )                        [ window ... now )     base += evicted
     true index    of what follows the sinks: base + bookkeeping index
 
-No key moves and none is computed again: keys stand at their true index, and that has not changed.
+No key moves or is computed again: keys are rotated to their true index, which does not change.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import Any
 from vllm_sink.compat.attached import Attached
 from vllm_sink.policy import cdiv, sink_blocks
 
-#: What stands for "until stopped" where vLLM wants a number. Its GPU runner adds it to the length
-#: of a prompt in 32 bits, so it may not come near 2**31.
+#: Means "until stopped" where vLLM needs a number. Its GPU runner adds it to the length of a prompt
+#: in 32 bits, so it must stay well below 2**31.
 ENDLESS_TOKENS = 1 << 30
 
-#: What a segment holds beyond the model's context unless it is named: the largest prefill chunk
-#: that vLLM chooses by itself, so that a prompt does not roll more often than it is scheduled.
+#: Room of a default segment beyond the model's context: the largest prefill chunk that vLLM chooses
+#: by itself, so that a prompt does not roll more often than it is scheduled.
 CHUNK_ROOM = 16_384
 
 #: On vLLM's ``Request``: the stream's base, the tokens that have left its bookkeeping.
@@ -32,15 +32,15 @@ _BASE = Attached("sink_base", 0)
 
 
 def default_tokens(native_context: int) -> int:
-    """The segment of an engine whose user names none: any ``S`` and ``W`` fit."""
+    """The default segment, in which any ``S`` and ``W`` fit."""
     return cdiv(native_context + CHUNK_ROOM, 1024) * 1024
 
 
 def min_tokens(sink_tokens: int, window_tokens: int, block_size: int) -> int:
     """The smallest segment in which a stream can proceed.
 
-    When it is full, at least one whole block must lie between sinks and window: three blocks more
-    than what is kept, for what the window, the room to grow and the cut lose to block boundaries.
+    When it is full, at least one whole block must lie between sinks and window: three blocks beyond
+    what is kept, because window, free room and cut each lose up to a block to block boundaries.
     """
     kept = sink_blocks(sink_tokens, block_size) + cdiv(window_tokens, block_size)
     return (kept + 3) * block_size
@@ -49,8 +49,8 @@ def min_tokens(sink_tokens: int, window_tokens: int, block_size: int) -> int:
 def full_at(segment_tokens: int, block_size: int) -> int:
     """The length at which a stream rolls, in whole blocks.
 
-    Nothing longer is ever given to vLLM at once: a prompt's rest waits. The block that is left free
-    takes what is in flight when the stream gets there.
+    vLLM never gets more at once: the rest of a longer prompt waits. The block that is left free
+    takes the tokens in flight when the stream fills up.
     """
     return (segment_tokens // block_size - 1) * block_size
 
@@ -61,20 +61,20 @@ def base_of(request: Any) -> int:
 
 
 def set_base(request: Any, tokens: int) -> None:
-    """So many tokens have left the bookkeeping of vLLM's ``request``, all in all."""
+    """Set how many tokens have left the bookkeeping of vLLM's ``request``."""
     _BASE.set(request, tokens)
 
 
 @dataclass(frozen=True)
 class Rollover:
-    """A stream's bookkeeping as it is from the coming step on; the scheduler tells the workers.
+    """A stream's bookkeeping from the next step on; the scheduler sends it to the workers.
 
     Attributes:
         request_id: of the stream.
-        base: tokens that have left so far, all in all.
+        base: tokens that have left so far, these included.
         cut: bookkeeping indices ``[first, end)`` that leave now, as they were before.
-        fed: tokens of the prompt that are new, at the end.
-        tokens: all that remain, the new ones included.
+        fed: tokens of the waiting prompt that are appended.
+        tokens: all that remain, ``fed`` included.
         num_prompt_tokens: how many of them are prompt.
         num_prompt_cut: how many tokens of the cut were prompt.
         num_computed_tokens: how many of them have keys.
@@ -98,7 +98,7 @@ class StepRollovers:
 
     Attributes:
         rolled: streams that rolled, in order.
-        bases: of requests that the workers (again) meet for the first time, where not zero.
+        bases: of requests that are new to the workers, where not zero.
     """
 
     rolled: list[Rollover] = field(default_factory=list)
@@ -118,5 +118,5 @@ def rollovers_of(scheduler_output: Any) -> StepRollovers:
 
 
 def send_rollovers(scheduler_output: Any, rollovers: StepRollovers) -> None:
-    """Let vLLM's ``SchedulerOutput`` carry them to the workers."""
+    """Attach rollovers to vLLM's ``SchedulerOutput``, which goes to the workers."""
     _ROLLOVERS.set(scheduler_output, rollovers)

@@ -112,21 +112,21 @@ ASKED = {
     "chunked prefill off": "--no-enable-chunked-prefill",
     "admission by the first chunk": "--no-scheduler-reserve-full-isl",
     "diffusion models": '--diffusion-config {"canvas_length":32}',
-    "encoder caches elsewhere": (
+    "transfer of encoder caches": (
         '--ec-transfer-config {"ec_connector":"ECExampleConnector","ec_role":"ec_consumer"}'
     ),
     "new weights in a running server": '--weight-transfer-config {"backend":"nccl"}',
-    "weights in the CPU's memory": "--cpu-offload-gb 1",
+    "weights in CPU memory": "--cpu-offload-gb 1",
     "several machines": "--nnodes 2 --tensor-parallel-size 2 --distributed-executor-backend mp",
     "an engine without a front end": "--headless",
-    "recovery from faults": "--enable-fault-tolerance --data-parallel-rank 0",
+    "fault tolerance": "--enable-fault-tolerance --data-parallel-rank 0",
     "fully sharded LoRA": "--enable-lora --fully-sharded-loras",
     "micro-batches": "--enable-dbo",
     "sleep mode": "--enable-sleep-mode",
     "expert parallelism": "--enable-expert-parallel",
-    "sampling shared by ranks": "--enable-batch-sharded-sampling",
+    "sampling split over ranks": "--enable-batch-sharded-sampling",
     "prefix hits within a block": "--prefix-match-unit 16",
-    "more of a window's prefixes kept": "--prefix-cache-retention-interval 64",
+    "retention of prefixes in the cache": "--prefix-cache-retention-interval 64",
     "the model's own window off": "--disable-sliding-window",
     "Transformers' model in vLLM's place": "--model-impl transformers",
     "another class for an architecture": (
@@ -135,7 +135,7 @@ ASKED = {
     ),
     "plugins for prompts": "--io-processor-plugin some",
     "lm-format-enforcer": "--structured-outputs-config.backend lm-format-enforcer",
-    "tokens in, tokens out alone": "--tokens-only",
+    "only tokens in, tokens out": "--tokens-only",
     "tools that the server calls": "--tool-server demo",
     "another attention backend": "--attention-backend TORCH_SDPA",
     "another attention backend, by its config": "--attention-config.backend TORCH_SDPA",
@@ -153,12 +153,12 @@ STATED = {
     "watermarks in the text": '--watermark-config {"algorithm": "gumbel", "key": "***"}',
     "sampling masks": "--return-sampling-mask",
     "diffusion models": '--diffusion-config {"canvas_length": 32}',
-    "encoder caches elsewhere": (
+    "transfer of encoder caches": (
         '--ec-transfer-config {"ec_connector": "ECExampleConnector", "ec_role": "ec_consumer"}'
     ),
     "new weights in a running server": '--weight-transfer-config {"backend": "nccl"}',
     "several machines": "--nnodes 2",
-    "recovery from faults": "--enable-fault-tolerance",
+    "fault tolerance": "--enable-fault-tolerance",
     "fully sharded LoRA": "--fully-sharded-loras",
     "another class for an architecture": (
         '--model-class-overrides {"LlamaForCausalLM": '
@@ -177,8 +177,8 @@ HAND_MADE: dict[str, tuple[str, str, Any, Any]] = {
     "micro-batches": ("parallel_config", "enable_dbo", True, False),
     "sleep mode": ("model_config", "enable_sleep_mode", True, False),
     "expert parallelism": ("parallel_config", "enable_expert_parallel", True, False),
-    "recovery from faults": ("parallel_config", "enable_fault_tolerance", True, False),
-    "sampling shared by ranks": ("parallel_config", "enable_batch_sharded_sampling", True, False),
+    "fault tolerance": ("parallel_config", "enable_fault_tolerance", True, False),
+    "sampling split over ranks": ("parallel_config", "enable_batch_sharded_sampling", True, False),
 }
 
 

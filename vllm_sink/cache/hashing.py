@@ -1,4 +1,4 @@
-"""Block hashes that tell apart what different sinks and windows make of the same tokens.
+"""Block hashes that depend on sinks and window wherever keys and values do.
 
 A block's keys and values are a function of its token prefix and of what each of its tokens could
 see. Under ``S`` and ``W`` tokens below ``S + W`` see everything before them; beyond, what they see
@@ -21,10 +21,9 @@ if TYPE_CHECKING:
 
 
 class SinkBlockHashes(list[Any]):
-    """The block hashes of one request, with what it keeps.
+    """The block hashes of one request, with its ``S`` and ``W``.
 
-    vLLM looks a prefix up by this list alone (``find_longest_cache_hit``), so what the lookup must
-    know of the request travels on it.
+    vLLM looks a prefix up by this list alone (``find_longest_cache_hit``), so both travel with it.
     """
 
     def __init__(self, kept: StreamPolicy) -> None:
@@ -43,7 +42,7 @@ def sink_block_hasher(
         block_size: tokens in a hashed block.
         hash_fn: the engine's hash function.
         kept: ``S`` and ``W`` of the request.
-        shared_tokens: below this index a block is the same under the engine's own.
+        shared_tokens: below this index a block is the same as under the engine's ``S`` and ``W``.
     """
 
     def hash_new_blocks(request: Request) -> list[BlockHash]:

@@ -6,7 +6,7 @@
             [ sinks ][ sinks ][ null ... null ][ window ... now ]
             pinned            recycled          held
 
-A block that left is replaced by the pool's null block, so that block ``i`` stays at index ``i``.
+A recycled block is replaced by the pool's null block, so block ``i`` stays at index ``i``.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 
 @dataclass
 class Stream:
-    """What the manager keeps of a request that vLLM knows.
+    """The manager's state of one request.
 
     Attributes:
         kept: ``S`` and ``W`` of the request.
-        settled_tokens: computed by steps that are over; a step in flight still reads its window.
+        settled_tokens: computed by completed steps; a step in flight still reads its window.
         held: blocks that it holds now, shared ones included.
-        hit_tokens: a prefix hit spared it their computation, at its last admission.
-        admitted: it holds blocks since its last admission.
-        waiting_tokens: the part of its prompt that its segment has no room for yet.
+        hit_tokens: found in the prefix cache at its last admission.
+        admitted: whether it has been given blocks since its last admission.
+        waiting_tokens: tokens of its prompt that its segment has no room for yet.
 
     All counts of tokens are in bookkeeping indices, which a rollover lowers.
     """
@@ -52,7 +52,7 @@ class Stream:
 
 
 class StreamSpec(Protocol):
-    """What the manager asks of a layer's spec (``vllm_sink/cache/spec.py``)."""
+    """What the manager uses of a layer's spec (``vllm_sink/cache/spec.py``)."""
 
     block_size: int
     window_tokens: int
@@ -70,7 +70,7 @@ class SinkWindowManager(SingleTypeKVCacheManager):
 
     def __init__(self, kv_cache_spec: StreamSpec, **kwargs: Any) -> None:
         super().__init__(kv_cache_spec, **kwargs)
-        # Most tokens that may be scheduled and not settled; the scheduler sets the real figure.
+        # Maximum of tokens scheduled and not settled; the scheduler sets the real value.
         self.max_in_flight_tokens = kv_cache_spec.window_tokens
         self.streams: dict[str, Stream] = {}
         self.counts = CacheCounts()
@@ -78,7 +78,7 @@ class SinkWindowManager(SingleTypeKVCacheManager):
     # -- streams come and go --------------------------------------------------------------------
 
     def open_stream(self, request_id: str, kept: StreamPolicy) -> None:
-        """Tell the manager of a request before it is first scheduled."""
+        """Register a request before it is first scheduled."""
         self.streams[request_id] = Stream(kept)
 
     def close_stream(self, request_id: str) -> None:
@@ -86,7 +86,7 @@ class SinkWindowManager(SingleTypeKVCacheManager):
         self.streams.pop(request_id, None)
 
     def stream(self, request_id: str) -> Stream:
-        """The stream of a request; with the engine's policy where nobody opened it."""
+        """The stream of a request; opened with the engine's policy if it is not registered."""
         if request_id not in self.streams:
             self.open_stream(request_id, self.kv_cache_spec.default)
         return self.streams[request_id]
@@ -94,11 +94,11 @@ class SinkWindowManager(SingleTypeKVCacheManager):
     # -- admission ------------------------------------------------------------------------------
 
     def blocks_to_start(self, request_id: str, num_tokens: int) -> int:
-        """The most blocks that it takes to prefill a request, if none of it is cached.
+        """The maximum number of blocks to prefill a request, if none of it is cached.
 
         Args:
             request_id: the request's.
-            num_tokens: of it, the prompt; after a preemption, the output as well.
+            num_tokens: of its prompt; after a preemption, of its output as well.
         """
         stream = self.stream(request_id)
         total = num_tokens + stream.waiting_tokens
@@ -118,9 +118,9 @@ class SinkWindowManager(SingleTypeKVCacheManager):
         *later: Any,
         **named: Any,
     ) -> int:
-        """Blocks to take from the pool now, or (admission) what must be free to let a stream in.
+        """Blocks to take from the pool now, or (admission) blocks that must be free.
 
-        ``later`` and ``named`` are what releases of vLLM add: 0.32 has ``prefill_end``, 0.29 has
+        ``later`` and ``named`` take what other releases add: 0.32 has ``prefill_end``, 0.29 does
         not.
         """
         if not apply_admission_cap:
@@ -151,7 +151,7 @@ class SinkWindowManager(SingleTypeKVCacheManager):
     ) -> None:
         """Take over the blocks of a prefix hit, sinks included.
 
-        The base class slices what a window skips off the front of a hit, and the sinks with it.
+        The base class cuts what a window skips off the front of a hit, the sinks included.
         """
         blocks = self.req_to_blocks[request_id]
         assert not blocks, "a prefix hit belongs to a request without blocks"
@@ -217,10 +217,10 @@ class SinkWindowManager(SingleTypeKVCacheManager):
             self.counts.recycled_blocks += len(freed)
 
     def drop_recycled(self, request_id: str) -> tuple[int, int]:
-        """Take the recycled blocks out of the stream's list: ``[first, end)``, as they were.
+        """Remove the recycled blocks from the stream's list; return their old range [first, end).
 
         The tokens of those blocks leave every count of the stream. The last full block stays even
-        where the window is smaller: the next one's hash is chained to its hash.
+        where the window is smaller, because the next block's hash is chained to its hash.
         """
         stream = self.stream(request_id)
         blocks = self.req_to_blocks[request_id]
@@ -229,7 +229,7 @@ class SinkWindowManager(SingleTypeKVCacheManager):
         while end < min(last, len(blocks)) and blocks[end].is_null:
             end += 1
         del blocks[first:end]
-        # Not every engine caches prefixes; where one does, what was recycled had been cached.
+        # Where the engine caches prefixes, every recycled block had been cached.
         cached = self.num_cached_block.get(request_id, 0)
         self.num_cached_block[request_id] = max(0, cached - (end - first))
         tokens = (end - first) * self.block_size
@@ -238,11 +238,11 @@ class SinkWindowManager(SingleTypeKVCacheManager):
         return first, end
 
     def feed(self, request_id: str, tokens: int) -> None:
-        """So many tokens of the prompt that waited are in the stream's bookkeeping now."""
+        """Count ``tokens`` of the waiting prompt as part of the stream's bookkeeping."""
         self.stream(request_id).waiting_tokens -= tokens
 
     def get_num_common_prefix_blocks(self, running_request_id: str) -> int:
-        """None: cascade attention would read what no stream here has (asked until vLLM 0.31)."""
+        """0: no cascade attention, because no stream keeps its prefix (called until vLLM 0.31)."""
         return 0
 
     @override
@@ -272,7 +272,7 @@ class SinkWindowManager(SingleTypeKVCacheManager):
         """The longest prefix whose sinks and last window are both still cached.
 
         A hit of ``n`` blocks is usable by the token at ``n * block_size`` if every block that it
-        reads is there; what lies between sinks and window is not looked at.
+        reads is there; what lies between sinks and window is not checked.
         """
         spec: StreamSpec = kv_cache_spec
         size = spec.block_size

@@ -1,4 +1,4 @@
-"""What vLLM must know of a layer's cache: its page, and how many pages a stream can hold."""
+"""What vLLM must know about a layer's cache: its page, and how many pages a stream can hold."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class SinkWindowSpec(AttentionSpec):
 
     Attributes:
         sink_tokens: ``S`` of a request that does not name its own.
-        window_tokens: ``W`` likewise, and the most that one may name.
+        window_tokens: ``W`` likewise; also the maximum that a request may name.
     """
 
     sink_tokens: int
@@ -38,7 +38,7 @@ class SinkWindowSpec(AttentionSpec):
         return StreamPolicy(self.sink_tokens, self.window_tokens)
 
     def max_blocks(self, kept: StreamPolicy, in_flight_tokens: int, total_tokens: int) -> int:
-        """The most blocks that one stream can hold."""
+        """The maximum number of blocks that one stream can hold."""
         return policy.max_blocks(*kept, in_flight_tokens, total_tokens, self.block_size)
 
     @override

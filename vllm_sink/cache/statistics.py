@@ -1,4 +1,4 @@
-"""What the manager of blocks counts, from the engine's start; read by ``vllm_sink.metrics``."""
+"""Counters of the block manager, from the engine's start; read by ``vllm_sink.metrics``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class CacheCounts:
 
     Attributes:
         admitted: admissions; a stream that comes back after a preemption counts again.
-        refused_streams: streams for whose blocks there was no room.
+        refused_streams: streams refused because their blocks did not fit.
         refused_waiting: requests that waited too long.
         recycled_blocks: blocks that left the middle of a live stream for the pool.
         hits_within_sinks: admissions whose prefix hit reached no further than the pinned blocks.

@@ -1,8 +1,8 @@
-"""Blocks that are reserved for streams: kept as they come and go, never summed up in a step.
+"""Blocks reserved for streams: updated as streams come and go, never summed in a step.
 
-A stream that has filled its window grows no more, so a reservation costs what it can hold then.
-Beyond it there is only what a step computes of long prompts at once, which all streams together
-cannot have more of than a step has.
+A stream that has filled its window does not grow, so its reservation is what it can hold then.
+Only computing a long prompt takes more, and all streams together compute no more tokens than are
+in flight.
 
 Invariants, at any time: ``(blocks, prompt_excess) == summed()``, ``len(held) <= max_streams``, and
 ``blocks <= max_blocks`` unless one stream alone has more.
@@ -20,8 +20,8 @@ class Reservation:
     """What a stream may need.
 
     Attributes:
-        blocks: the most that it holds while it decodes.
-        prompt_excess: tokens of its prompt beyond its window; computing them takes more.
+        blocks: maximum that it holds while it decodes.
+        prompt_excess: tokens of its prompt beyond its window; computing them takes more blocks.
     """
 
     blocks: int
@@ -33,13 +33,13 @@ class StreamReservations:
     """The reservations of one engine.
 
     Attributes:
-        pool_blocks: all that there are.
-        share: of them, the part that streams may have.
-        max_streams: as many at once, at most.
-        in_flight_tokens: the most that are computed at once.
+        pool_blocks: blocks of the whole pool.
+        share: fraction of the pool that streams may reserve.
+        max_streams: maximum of concurrent streams.
+        in_flight_tokens: maximum of tokens scheduled and not settled.
         block_size: tokens in a block.
-        held: by stream.
-        blocks: of all of them together.
+        held: reservations by request id.
+        blocks: sum over ``held``.
         prompt_excess: likewise.
     """
 
@@ -54,17 +54,17 @@ class StreamReservations:
 
     @property
     def max_blocks(self) -> int:
-        """What streams may have."""
+        """Blocks that streams may reserve."""
         return int(self.share * self.pool_blocks)
 
     @property
     def free_blocks(self) -> int:
-        """What streams may have and have not."""
+        """Blocks that streams may still reserve."""
         return max(0, self.max_blocks - self.blocks)
 
     @property
     def consistent(self) -> bool:
-        """Whether the sums that are kept are those of what is held."""
+        """Whether the running sums equal the slow ones."""
         return (self.blocks, self.prompt_excess) == self.summed()
 
     def clear(self) -> None:
@@ -73,7 +73,7 @@ class StreamReservations:
         self.blocks = self.prompt_excess = 0
 
     def fits(self, reservation: Reservation) -> bool:
-        """Whether one more stream can be reserved this. The first one always can."""
+        """Whether this reservation can be added. The first one always can."""
         if not self.held:
             return True
         excess = min(self.prompt_excess + reservation.prompt_excess, self.in_flight_tokens)
@@ -85,39 +85,39 @@ class StreamReservations:
         )
 
     def reserve(self, request_id: str, reservation: Reservation) -> None:
-        """Reservation a stream its blocks."""
+        """Reserve a stream's blocks."""
         self.release(request_id)
         self.held[request_id] = reservation
         self.blocks += reservation.blocks
         self.prompt_excess += reservation.prompt_excess
 
     def release(self, request_id: str) -> None:
-        """A stream has ended, or one that was reserved nothing."""
+        """Drop a stream's reservation, if it has one."""
         reservation = self.held.pop(request_id, None)
         if reservation is not None:
             self.blocks -= reservation.blocks
             self.prompt_excess -= reservation.prompt_excess
 
     def streams_that_fit(self, reservation: Reservation) -> int:
-        """How many like this one there can be."""
+        """How many streams with this reservation fit."""
         return streams_that_fit(self.pool_blocks, self.share, self.max_streams, reservation.blocks)
 
     def summed(self) -> tuple[int, int]:
         """The slow sums that ``blocks`` and ``prompt_excess`` must equal."""
         reservations = self.held.values()
-        return sum(p.blocks for p in reservations), sum(p.prompt_excess for p in reservations)
+        return sum(r.blocks for r in reservations), sum(r.prompt_excess for r in reservations)
 
 
 def streams_that_fit(
     pool_blocks: int, share: float, max_streams: int, blocks_per_stream: int
 ) -> int:
-    """How many streams there can be; one, where the pool holds it, whatever its share.
+    """How many streams fit; at least one if the pool holds it, whatever the share.
 
     Args:
-        pool_blocks: of the pool, without vLLM's null block.
-        share: of them, the part that streams may have.
-        max_streams: as many at once, at most.
-        blocks_per_stream: what each is reserved.
+        pool_blocks: blocks of the pool, without vLLM's null block.
+        share: fraction of them that streams may reserve.
+        max_streams: maximum of concurrent streams.
+        blocks_per_stream: reservation of each stream.
     """
     if pool_blocks < blocks_per_stream:
         return 0

@@ -8,7 +8,7 @@ import typer
 
 from vllm_sink.commands.key import KEY_VARIABLES
 
-#: The range of a positive number: no zero, no infinity, and nothing is both.
+#: Bounds of a positive number; they exclude 0 and infinity.
 SMALLEST, LARGEST = 1e-9, 1e9
 
 Model = Annotated[
@@ -30,7 +30,7 @@ ApiKey = Annotated[
     str | None,
     typer.Option(
         metavar="KEY",
-        help=f"the server's key (default: {', then '.join(KEY_VARIABLES)}, of the environment, "
+        help=f"the server's key (default: {', then '.join(KEY_VARIABLES)} from the environment, "
         "where other users of this machine cannot see it)",
     ),
 ]

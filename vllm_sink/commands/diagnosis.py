@@ -1,4 +1,4 @@
-"""What a server would say of a model, without loading its weights."""
+"""A server's verdict on a model, without loading its weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vllm_sink.startup.flags import FROM_COMMAND_LINE
 
 
 def parser() -> Any:
-    """Every flag of ``vllm serve``, by vLLM's own parser; ``doctor``'s own are none of them."""
+    """vLLM's own parser of the flags of ``vllm serve``; ``doctor``'s own flags are not in it."""
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     made = FlexibleArgumentParser(
@@ -29,14 +29,14 @@ def parser() -> Any:
 
 
 def diagnose_command(args: argparse.Namespace, kv_gib: float | None) -> dict[str, Any]:
-    """The verdict on a command line of ``vllm serve``; without a policy in it, on ``sink``.
+    """The verdict on a command line of ``vllm serve``; the policy is ``sink`` if it names none.
 
     Args:
         args: of ``parser``.
         kv_gib: as for ``diagnose``.
 
     Raises:
-        PolicyError: the policy itself is none.
+        PolicyError: the policy is ``none``.
     """
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.usage.usage_lib import UsageContext
@@ -56,9 +56,9 @@ def diagnose_command(args: argparse.Namespace, kv_gib: float | None) -> dict[str
         engine_args = AsyncEngineArgs.from_cli_args(args)
     except (ValueError, TypeError) as error:
         return verdict | {"refused": _first_line(error)}
-    except SystemExit as refusal:  # a server ends with one line
+    except SystemExit as refusal:  # a server exits with one line
         return verdict | {"refused": str(refusal).removeprefix("vllm serve: error: ")}
-    FROM_COMMAND_LINE.set(engine_args, False)  # errors are to be raised
+    FROM_COMMAND_LINE.set(engine_args, False)  # raise errors instead of exiting
     kv_policy = KVPolicy.from_config(engine_args.additional_config[CONFIG_KEY])
     if not kv_policy.active:
         raise PolicyError("--kv-policy", kv_policy.name, "sink or window")
@@ -91,8 +91,8 @@ def diagnose(
 
     Args:
         model: a model folder or name.
-        kv_policy: as asked for; numbers left open are chosen.
-        kv_gib: size of the KV pool in GiB; None for what vLLM was told, if anything.
+        kv_policy: as requested; numbers that are not set are chosen.
+        kv_gib: size of the KV pool in GiB; None for the size in vLLM's own arguments, if any.
         settings: further engine arguments, by their Python names.
     """
     from vllm.engine.arg_utils import EngineArgs
@@ -124,7 +124,7 @@ def _diagnose(
     except (PolicyError, UnsupportedError) as error:
         return verdict | {"refused": str(error)}
     except (ValueError, OSError) as error:
-        # vLLM's own refusal: an architecture that it does not know, a model that is not there.
+        # vLLM's own refusal: an unknown architecture, a missing model.
         return verdict | {"refused": _first_line(error)}
     return verdict | {"supported": True} | _sizes(vllm_config, resolved)
 
@@ -136,11 +136,11 @@ def _sizes(vllm_config: Any, kv_policy: KVPolicy) -> dict[str, Any]:
     pool = pool_size.known_pool_bytes(vllm_config)
     cache = vllm_config.cache_config
     admission = AdmissionConfig.from_config(vllm_config.additional_config)
-    seats = admission.streams_of(vllm_config.scheduler_config.max_num_seqs)
+    max_streams = admission.streams_of(vllm_config.scheduler_config.max_num_seqs)
     fit = None
     if pool is not None:
         # One block of the pool is vLLM's null block.
-        fit = streams_that_fit(pool // block - 1, admission.stream_share, seats, streaming)
+        fit = streams_that_fit(pool // block - 1, admission.stream_share, max_streams, streaming)
     return {
         "dtype": str(vllm_config.model_config.dtype).removeprefix("torch."),
         "block_size": cache.block_size,
@@ -159,7 +159,7 @@ def _sizes(vllm_config: Any, kv_policy: KVPolicy) -> dict[str, Any]:
 
 
 def _limit(vllm_config: Any) -> int | None:
-    """The most tokens of a stream; None where only the client ends it."""
+    """Maximum length of a stream in tokens; None if only the client ends it."""
     found = policy_of(vllm_config)
     assert found is not None
     return found.stream_tokens

@@ -14,15 +14,15 @@ from vllm_sink.errors import PolicyError
 def doctor(
     context: typer.Context,
     hooks: Annotated[
-        bool, typer.Option("--hooks", help="instead: every hook into this vLLM, and if it holds")
+        bool, typer.Option("--hooks", help="list the hooks into this vLLM and if they hold instead")
     ] = False,
     kv_gib: KvGib = None,
     as_json: Json = False,
 ) -> int:
     """Say whether a model can stream, with which sinks and window, in how much KV.
 
-    MODEL is a model folder or name, as for vllm serve. Says what vllm serve with the same flags
-    would say; every flag of it is taken (vllm serve --help). Reads a model's config, loads no
+    MODEL is a model folder or name, as for vllm serve. Every flag of vllm serve is accepted (vllm
+    serve --help), and the verdict is what the server would say. Reads a model's config, loads no
     weights. Exit status 1 if it is refused. The policy is sink unless --kv-policy names another.
     """
     if "-h" in context.args:

@@ -1,11 +1,11 @@
-"""What goes wrong with a server that a command speaks to."""
+"""Errors of a server that a command talks to."""
 
 from __future__ import annotations
 
 
 class ServerError(Exception):
-    """A server that does not answer, or not what was asked for; the text says which."""
+    """A server does not answer, or not as expected; the message says which."""
 
 
 class BrokenStream(ServerError):
-    """A stream that began, and ended with an error or with the connection."""
+    """A stream began, and then ended with an error or lost its connection."""

@@ -17,20 +17,20 @@ class Key:
 
     Attributes:
         value: the key.
-        source: the flag or the variable that it is from.
+        source: the flag or the variable that it comes from.
     """
 
     value: str = field(repr=False)
     source: str
 
     @classmethod
-    def find(cls, given: str | None) -> Key | None:
-        """The key that was given, or the environment's; None where there is none.
+    def find(cls, flag: str | None) -> Key | None:
+        """The key of the flag, else the environment's; None if there is none.
 
         Raises:
             PolicyError: no HTTP header can carry it.
         """
-        sources = {"--api-key": given} | {name: os.environ.get(name) for name in KEY_VARIABLES}
+        sources = {"--api-key": flag} | {name: os.environ.get(name) for name in KEY_VARIABLES}
         for source, value in sources.items():
             # A secret that was read from a file often ends with a newline.
             if value := (value or "").strip():

@@ -13,14 +13,14 @@ from rich.text import Text
 
 from vllm_sink.commands.terminal import console_of
 
-#: How often the status line is drawn anew, in a second.
+#: Refreshes of the status line per second.
 REFRESHES = 10
 
 
 class _Rows:
-    """What is on a terminal: rows that are full, and below them what still changes.
+    """The content of a terminal: full rows, and below them the part that still changes.
 
-    Rich draws what changes anew whenever it is due, at the width that the terminal then has.
+    Rich redraws the changing part at every refresh, at the terminal's current width.
 
     Args:
         console: the terminal.
@@ -33,11 +33,11 @@ class _Rows:
         self.unfinished = ""
 
     def write(self, text: str) -> None:
-        """Append text; rows that are full go above what changes."""
+        """Append text; full rows go above the changing part."""
         # A control character that a model writes would move the cursor.
         text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
         rows = Text(self.unfinished + text).wrap(self._console, self._console.width)
-        # First: printing draws what changes anew.
+        # Before printing, which redraws the changing part.
         self.unfinished = rows.pop().plain if rows else ""
         for row in rows:
             self._console.print(row, soft_wrap=True)
@@ -54,7 +54,7 @@ def live_text(out: TextIO, status: Callable[[], str]) -> Iterator[Callable[[str]
 
     Args:
         out: where it goes.
-        status: what the line below it says, if ``out`` is a terminal; none is kept elsewhere.
+        status: the text of the status line, which is shown only if ``out`` is a terminal.
     """
     console = console_of(out)
     if console is None:

@@ -29,12 +29,12 @@ def plan(
             min=SMALLEST,
             max=LARGEST,
             metavar="GiB",
-            help="memory of a GPU, instead of --kv-gib; the weights and --overhead-gib go off it "
-            "(default: this GPU's)",
+            help="memory of a GPU, instead of --kv-gib; the weights and --overhead-gib are "
+            "subtracted (default: this GPU's)",
         ),
     ] = None,
     gpu_memory_utilization: Annotated[
-        float, typer.Option(min=SMALLEST, max=1, help="share of it that vLLM may have")
+        float, typer.Option(min=SMALLEST, max=1, help="fraction of it that vLLM may use")
     ] = pool.UTILIZATION,
     overhead_gib: Annotated[
         float,
@@ -46,7 +46,7 @@ def plan(
             min=SMALLEST,
             max=LARGEST,
             metavar="GB/s",
-            help="memory bandwidth, for the most steps a second (default: this GPU's)",
+            help="memory bandwidth, which limits the steps per second (default: this GPU's)",
         ),
     ] = None,
     dtype: str = "auto",
@@ -55,7 +55,7 @@ def plan(
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code")] = False,
     as_json: Json = False,
 ) -> int:
-    """Say how many streams of what window fit on this GPU or in the named memory.
+    """Say how many streams fit, by window, on this GPU or in the given memory.
 
     Exit status 1 if the model is refused.
     """

@@ -29,7 +29,7 @@ COLUMNS = {
 
 
 def usual_windows(verdict: dict[str, Any]) -> list[int]:
-    """Powers of two from 512 on that leave room for the sinks, and the largest window of all."""
+    """Powers of two from 512 on that leave room for the sinks, and the largest possible window."""
     largest = verdict["native_context"] - verdict["sink_tokens"]
     windows, window = [], 512
     while window < largest:
@@ -42,7 +42,7 @@ def row(plan: dict[str, Any], verdict: dict[str, Any], window: int) -> dict[str,
     """What streams of one window cost.
 
     Raises:
-        PolicyError: positions past the model's context were never learned.
+        PolicyError: sinks and window pass the model's context.
     """
     sinks, size = plan["sink_tokens"], plan["block_size"]
     largest = plan["native_context"] - sinks
@@ -72,7 +72,7 @@ def row(plan: dict[str, Any], verdict: dict[str, Any], window: int) -> dict[str,
 
 
 def render(plan: dict[str, Any]) -> str:
-    """The plan for people."""
+    """The plan as text."""
     lines = [
         f"{plan['model']}: {plan['dtype']}, {plan['kv_bytes_per_token'] / 1024:,.1f} KiB of KV a "
         f"token, blocks of {plan['block_size']} tokens, {plan['sink_tokens']} sink tokens",

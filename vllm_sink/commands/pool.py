@@ -21,7 +21,7 @@ class Gpu(NamedTuple):
 
     Attributes:
         gib: GiB of it; None for this machine's GPU.
-        utilization: the share that vLLM may have.
+        utilization: the fraction that vLLM may use.
         overhead_gib: GiB for activations and CUDA graphs.
     """
 
@@ -31,13 +31,13 @@ class Gpu(NamedTuple):
 
 
 def weight_bytes(model: str) -> int | None:
-    """Size of a model folder's weights; None where it is no folder."""
+    """Size of a model folder's weights; None if it has none."""
     files = list(Path(model).expanduser().glob("*.safetensors"))
     return sum(f.stat().st_size for f in files) if files else None
 
 
 def left_on(gpu: Gpu, model: str, weights: int | None) -> tuple[int, str]:
-    """Bytes that are left for KV, and the sum that says so.
+    """Bytes left for KV, and the formula that gives them.
 
     Args:
         gpu: the memory.
@@ -45,7 +45,7 @@ def left_on(gpu: Gpu, model: str, weights: int | None) -> tuple[int, str]:
         weights: bytes of the model's weights.
 
     Raises:
-        PolicyError: there is no GPU and nothing was named, or nothing is left for KV.
+        PolicyError: there is no GPU and no size is given, or nothing is left for KV.
     """
     memory = gpu_memory() if gpu.gib is None else int(gpu.gib * GIB)
     if memory is None:
@@ -72,7 +72,7 @@ def gpu_memory() -> int | None:
 
 
 def gpu_bandwidth() -> float | None:
-    """Peak bytes a second of this GPU's memory, by its clock and bus; None where unknown."""
+    """Peak bytes per second of this GPU's memory, from its clock and bus; None if unknown."""
     import torch
 
     if not _has_gpu():

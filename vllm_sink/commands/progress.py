@@ -1,4 +1,4 @@
-"""How far a stream is, in one line."""
+"""The progress of a stream, in one line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vllm_sink.commands.scrape import Metrics
 
 @dataclass
 class Progress:
-    """How far a stream is.
+    """The progress of a stream.
 
     Attributes:
         native: positions that the model has learned.
@@ -47,14 +47,14 @@ class Progress:
         last = max(0, self.tokens - 1)
         rolling = policy.window_block(last, self.window, self.block_size)
         pinned = policy.sink_blocks(self.sinks, self.block_size)
-        every = policy.cdiv(self.tokens, self.block_size)
-        return every - max(0, rolling - pinned)
+        written = policy.cdiv(self.tokens, self.block_size)
+        return written - max(0, rolling - pinned)
 
     def line(self) -> str:
         """The status line."""
         seconds = time.monotonic() - self.started if self.started else 0.0
-        made = max(0, self.tokens - self.prompt_tokens)
-        rate = (made - 1) / seconds if made > 1 and seconds > 0 else 0.0
+        generated = max(0, self.tokens - self.prompt_tokens)
+        rate = (generated - 1) / seconds if generated > 1 and seconds > 0 else 0.0
         return (
             f"{self.tokens:,} tokens | {self.tokens / self.native:.2f} x the native context of "
             f"{self.native:,} | {rate:.1f} tokens/s | {self.blocks} KV blocks"

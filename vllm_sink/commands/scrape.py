@@ -1,4 +1,4 @@
-"""What a server's ``/metrics`` says."""
+"""A server's ``/metrics``, parsed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A running server, over HTTP: its models, its metrics, and a stream of its own.
 
-``openai`` and ``httpx``, both of vLLM's own requirements, are imported where they are used: they
-take a second, and the other commands do without.
+``openai`` and ``httpx``, both requirements of vLLM, are imported where they are used: that takes a
+second, and the other commands do not need them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def base_url(text: str) -> str:
     """The server's address without ``/v1`` or a slash at its end.
 
     Raises:
-        PolicyError: it is no HTTP address.
+        PolicyError: it is not an HTTP address.
     """
     import httpx
 
@@ -43,7 +43,7 @@ def base_url(text: str) -> str:
 
 
 class Server:
-    """A server of vLLM's.
+    """A vLLM server.
 
     Args:
         url: its address.
@@ -56,7 +56,7 @@ class Server:
 
     @cached_property
     def client(self) -> OpenAI:
-        """For what the OpenAI API has."""
+        """Client for the OpenAI API."""
         import openai
 
         return openai.OpenAI(
@@ -68,7 +68,7 @@ class Server:
 
     @cached_property
     def http(self) -> httpx.Client:
-        """For the other paths."""
+        """Client for the other paths."""
         import httpx
 
         return httpx.Client(
@@ -78,10 +78,10 @@ class Server:
         )
 
     def get(self, path: str) -> str:
-        """The text of a GET's answer.
+        """The body of a GET's response.
 
         Raises:
-            ServerError: there is none, or it is an error.
+            ServerError: there is no response, or it is an error.
         """
         import httpx
 
@@ -93,10 +93,10 @@ class Server:
             raise self._lost(path, error) from None
 
     def model(self, wanted: str | None) -> dict[str, Any]:
-        """The card of the model to ask: ``wanted``, or the only one.
+        """The card of the model ``wanted``, or of the only one.
 
         Raises:
-            ServerError: it is not there, or there is a choice.
+            ServerError: it is not served, or none is named and there are several.
         """
         answer = self.get("/v1/models")
         try:
@@ -110,10 +110,10 @@ class Server:
         return cards[wanted]
 
     def metrics(self) -> Metrics:
-        """What ``/metrics`` says now.
+        """The server's current metrics.
 
         Raises:
-            ServerError: it has nothing of this project's.
+            ServerError: none of them is this project's.
         """
         answer = self.get("/metrics")
         try:
@@ -134,7 +134,7 @@ class Server:
             fields: as of ``openai``'s ``completions.create``.
 
         Raises:
-            ServerError: the server does not answer, or refuses it; with the server's own words.
+            ServerError: the server does not answer, or refuses it; with the server's message.
         """
         import openai
 
@@ -159,7 +159,7 @@ class Server:
         try:
             with stream:
                 yield from stream
-        # Before its version 3, openai lets errors of httpx out of a stream.
+        # Before version 3, openai lets errors of httpx escape from a stream.
         except (openai.APIConnectionError, httpx.HTTPError) as error:
             raise BrokenStream(f"{self.url} went away: {_cause(error)}") from None
         except openai.APIError as error:
@@ -174,10 +174,10 @@ class Server:
         return ServerError(f"{self.url}{path}: the connection was lost: {cause}")
 
     def _refused(self, path: str, response: Any) -> ServerError:
-        """The server's status and words, what to do about it, and when it says to come back."""
+        """An error with the server's status and message, what to do about it, and when to retry."""
         refused = f"{self.url}{path}: HTTP {response.status_code}"
         if response.status_code == 401:
-            # Not in the server's words: some repeat the key.
+            # Without the server's message: some repeat the key.
             where = "set the server's key in VLLM_API_KEY or --api-key"
             if self.key is None:
                 return ServerError(f"{refused}: it asks for an API key; {where}")
@@ -190,7 +190,7 @@ class Server:
 
 
 def _message(response: Any) -> str | None:
-    """What the body of an error says, in the OpenAI API's form; None where it has another."""
+    """The message of an error in the OpenAI API's format; None for other formats."""
     try:
         body = response.json()
         return str(body.get("error", body)["message"])
@@ -199,5 +199,5 @@ def _message(response: Any) -> str | None:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What the HTTP library says, below the client's own "Connection error."."""
+    """The HTTP library's error behind the client's own "Connection error."."""
     return error.__cause__ or error

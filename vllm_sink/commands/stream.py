@@ -1,4 +1,4 @@
-"""``vllm-sink stream URL``: follow one endless stream, its text and how far it is."""
+"""``vllm-sink stream URL``: follow one endless stream, its text and its progress."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from vllm_sink.commands.progress import Progress
 
-#: Something to begin with where the user has nothing.
+#: The default prompt.
 PROMPT = "It was a dark and stormy night;"
 
 
@@ -27,17 +27,17 @@ def stream(
     url: Url,
     api_key: ApiKey = None,
     model: Annotated[
-        str | None, typer.Option(help="as the server calls it (default: its only one)")
+        str | None, typer.Option(help="its name on the server (default: the only one)")
     ] = None,
     prompt: Annotated[str, typer.Option(help="what the stream begins with")] = PROMPT,
     max_tokens: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="end after so many (default: never)"),
+        typer.Option(min=1, metavar="N", help="end after N tokens (default: never)"),
     ] = None,
     sink_tokens: Annotated[
-        int | None, typer.Option(metavar="S", help="pin so many of the prompt")
+        int | None, typer.Option(metavar="S", help="pin the first S tokens of the prompt")
     ] = None,
-    temperature: Annotated[float, typer.Option(help="of the sampling")] = 0.8,
+    temperature: Annotated[float, typer.Option(help="sampling temperature")] = 0.8,
 ) -> int:
     """Follow an endless stream of a running server.
 
@@ -71,7 +71,7 @@ def stream(
 
 
 def _extra_body(max_tokens: int | None, sink_tokens: int | None) -> dict[str, Any]:
-    """The stream's length, and what vLLM's API has beyond OpenAI's.
+    """The stream's length, and fields that vLLM's API has beyond OpenAI's.
 
     A server without a policy ends an endless stream after vLLM's default of 16 tokens.
     """
@@ -89,10 +89,10 @@ def _extra_body(max_tokens: int | None, sink_tokens: int | None) -> dict[str, An
 
 
 def _follow(events: Iterator[Completion], progress: Progress, write: Callable[[str], None]) -> str:
-    """Write the stream's text and count its tokens; why it ended.
+    """Write the stream's text and count its tokens; return why it ended.
 
     Raises:
-        BrokenStream: it does not say why.
+        BrokenStream: it ended without a reason.
     """
     reason = None
     for event in events:

@@ -1,4 +1,4 @@
-"""What is printed where: rich's console on a terminal, plain text elsewhere."""
+"""Output: rich's console on a terminal, plain text elsewhere."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ PLAIN_COLUMNS = 10_000
 
 
 def console_of(out: TextIO) -> Console | None:
-    """The terminal behind ``out``; None where it is none, or one that cannot move its cursor.
+    """The terminal behind ``out``; None if it is not one, or cannot move its cursor.
 
-    Rich itself would take a pipe for a terminal where ``FORCE_COLOR`` is set.
+    Rich itself would take a pipe for a terminal if ``FORCE_COLOR`` is set.
     """
     if not out.isatty():
         return None

@@ -24,10 +24,10 @@ def top(
     interval: Annotated[
         float,
         typer.Option(
-            min=SMALLEST, max=LARGEST, metavar="seconds", help="between two looks at the server"
+            min=SMALLEST, max=LARGEST, metavar="seconds", help="between two scrapes of the server"
         ),
     ] = 2.0,
-    once: Annotated[bool, typer.Option("--once", help="print one view and end")] = False,
+    once: Annotated[bool, typer.Option("--once", help="print one view and exit")] = False,
 ) -> int:
     """Watch the streams and the cache of a running server.
 
@@ -48,10 +48,10 @@ def top(
 
 
 def _views(server: Server, interval: float) -> Iterator[RenderableType]:
-    """One view after the other, each of what happened in an interval."""
+    """Views of the server, one for each interval."""
     from vllm_sink.commands.top_view import Looks, view
 
-    # A rate needs two looks; the clock is read beside each.
+    # A rate needs two scrapes, each with its time.
     before, then = server.metrics(), time.monotonic()
     while True:
         time.sleep(interval)
@@ -67,7 +67,7 @@ def _watch(console: Console, views: Iterator[RenderableType]) -> None:
 
     latest: RenderableType | None = None
     try:
-        # Drawn anew between two views as well: the terminal's size may have changed.
+        # Redrawn between two views as well: the terminal's size may have changed.
         with Live(console=console, screen=True) as live:
             for latest in views:
                 live.update(Group(latest, _footer()), refresh=True)

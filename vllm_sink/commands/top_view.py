@@ -1,4 +1,4 @@
-"""The view of ``top``: a server's streams, blocks and rates, from two looks at its metrics."""
+"""The view of ``top``: a server's streams, blocks and rates, from two scrapes of its metrics."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from vllm_sink.commands.scrape import Metrics
 #: Characters of a bar.
 BAR = 32
 
-#: Tenants that are shown: those with the most blocks.
+#: Number of tenants that are shown, by blocks.
 TENANTS = 10
 
 
 class Looks(NamedTuple):
-    """Two looks at the metrics of a server.
+    """Two scrapes of a server's metrics.
 
     Attributes:
         before: the earlier one.
@@ -32,11 +32,11 @@ class Looks(NamedTuple):
     elapsed: float
 
     def level(self, name: str, **labels: str) -> float:
-        """A value of this project's, now."""
+        """The current value of a metric of this project."""
         return self.now.sum(f"vllm_sink_{name}", **labels)
 
     def rate(self, name: str) -> float:
-        """How much a counter grew a second."""
+        """The increase of a counter per second."""
         return max(0.0, self.now.sum(name) - self.before.sum(name)) / self.elapsed
 
 
@@ -83,7 +83,7 @@ def _blocks(looks: Looks) -> Table:
     kinds = {kind: looks.level("blocks", kind=kind) for kind in ("sink", "window", "free")}
     total = max(1.0, sum(kinds.values()))
     rows = {f"{kind} blocks": value for kind, value in kinds.items()}
-    rows["promised"] = looks.level("reserved_blocks")
+    rows["reserved"] = looks.level("reserved_blocks")
     table = Table.grid(padding=(0, 1, 0, 0))
     table.add_column(min_width=14, no_wrap=True)
     table.add_column(no_wrap=True, overflow="crop")
@@ -106,7 +106,7 @@ def _rates(looks: Looks) -> Iterator[str]:
     yield f"windows    {looks.level('window_occupancy_ratio') / engines:.0%} full"
     yield (
         f"so far     {looks.level('admissions_total'):,.0f} admitted, "
-        f"{looks.level('admissions_refused_total'):,.0f} made to wait, "
+        f"{looks.level('admissions_refused_total'):,.0f} refused, "
         f"{looks.level('preemptions_total'):,.0f} preempted, "
         f"{looks.level('rollovers_total'):,.0f} rollovers, "
         f"{looks.level('stream_tokens_count'):,.0f} ended"
@@ -124,6 +124,6 @@ def _tenants(looks: Looks) -> Table:
     for labels, blocks in tenants[:TENANTS]:
         name = labels["tenant"]
         live = looks.level("tenant_streams", tenant=name)
-        # Text: a name is no markup of rich's.
+        # Text, so that rich reads no markup in a name.
         table.add_row(Text(f"  {name}"), f"{live:.0f}", "streams", f"{blocks:,.0f}", "blocks")
     return table

@@ -27,7 +27,7 @@ def explanation(error: typer.TyperException) -> str:
 
 
 def _allowed(parameter: Any, kind: str) -> str:
-    """What a number may be.
+    """The allowed values of a number.
 
     Args:
         parameter: Typer's; the metavar of a number with a unit is the unit.

@@ -1,4 +1,4 @@
-"""The verdict of ``doctor`` on a model, for people and for programs."""
+"""The verdict of ``doctor`` on a model, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ MIB = 2**20
 
 
 def render(verdict: dict[str, Any]) -> str:
-    """The verdict for people."""
+    """The verdict as text."""
     if not verdict["supported"]:
         reasons = "".join(f"\n  {reason}" for reason in verdict["refused"].splitlines())
         return f"{verdict['model']}: refused{reasons}"
@@ -37,7 +37,7 @@ def render(verdict: dict[str, Any]) -> str:
 
 
 def dumps(verdict: dict[str, Any]) -> str:
-    """The verdict for programs."""
+    """The verdict as JSON."""
     return json.dumps(verdict, indent=2)
 
 

@@ -1,9 +1,8 @@
-"""Everything that depends on which vLLM this is.
+"""Everything that depends on the version of vLLM.
 
 ``shims`` is what the rest of the package calls instead of vLLM. ``hooks`` lists every place where
-the package leans on more of vLLM than vLLM promises: ``install`` installs them, ``probes`` sees
-whether those places are there in a given vLLM, by its sources (``source``), and nothing else
-decides what is supported.
+the package depends on vLLM's internals: ``install`` installs them, ``probes`` checks in the sources
+of a given vLLM (``source``) that those places exist, and nothing else decides what is supported.
 """
 
 from vllm_sink.compat.shims import (

@@ -1,8 +1,8 @@
-"""State of this package's on objects of vLLM's.
+"""This package's state on vLLM's objects.
 
-Some of it must travel where the object goes (``SchedulerOutput`` is pickled to the workers), and
-some objects can be no key of a dictionary (dataclasses): it is an attribute of the object, and each
-has one owner, which defines it as an :class:`Attached` and is the only one to read or write it.
+Some of it must travel with its object (``SchedulerOutput`` is pickled to the workers), and some
+objects are not hashable (dataclasses), so the state is an attribute of the object. Each attribute
+has one owner, which defines it as an :class:`Attached`; only the owner reads or writes it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class Attached(Generic[T]):
 
     Args:
         name: of the attribute; begins with ``sink_``.
-        default: where an object does not have it; shared, so nothing that changes.
+        default: the value where an object has none; shared, so it must be immutable.
     """
 
     def __init__(self, name: str, default: T) -> None:
@@ -26,7 +26,7 @@ class Attached(Generic[T]):
         self.default = default
 
     def get(self, owner: Any) -> T:
-        """What the object carries."""
+        """The object's value."""
         value: T = getattr(owner, self.name, self.default)
         return value
 

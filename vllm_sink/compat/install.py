@@ -1,8 +1,8 @@
 """Installs the hooks of ``vllm_sink.compat.hooks``, in the order of the table.
 
 Wrapping is ``wrapt``'s: a wrapped function keeps its signature, and static and class methods are
-bound as they were. On a vLLM with the patches of ``patches/`` a function is an extension point: it
-is extended, and no attribute of vLLM's is replaced.
+bound as before. In a vLLM with the patches of ``patches/`` the functions are extension points: they
+are extended, and no attribute of vLLM's is replaced.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vllm_sink.compat.hooks.hook import Installed, Place
 from vllm_sink.compat.hooks.ray import RAY_WRAPS
 from vllm_sink.compat.hooks.wraps import WRAPS
 
-#: Targets of what this process has installed.
+#: Targets of the hooks installed in this process.
 INSTALLED: set[str] = set()
 
 #: The attribute of an extension point that names what extends it.
@@ -64,7 +64,7 @@ def install_on(runner: Any, adapter: Any, place: Place) -> None:
 
 
 def uninstall(place: Place) -> None:
-    """Put back what was there before ``install`` of this place."""
+    """Restore what was there before ``install(place)``."""
     for hook in WRAPS:
         if place not in hook.places or hook.kind != "wraps":
             continue
@@ -88,7 +88,7 @@ class _Wrapped(wrapt.FunctionWrapper[Any, Any]):
 
 
 def _calling(wrapper: Callable[..., Any]) -> Callable[..., Any]:
-    """A wrapper as ``wrapt`` calls it."""
+    """A wrapper with the signature that ``wrapt`` calls."""
 
     def call(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
         return wrapper(wrapped, instance, *args, **kwargs)
@@ -112,7 +112,7 @@ def _wrap(hook: Installed) -> None:
 
 
 def _installed_on(function: Any) -> set[str]:
-    """What a function is wrapped by already."""
+    """The wrappers that a function has already."""
     found = set()
     while isinstance(function, _Wrapped):
         found.add(function._self_by)
@@ -143,7 +143,7 @@ def _extend(point: Any, hook: Installed) -> None:
 
 
 def _replace(hook: Installed) -> None:
-    """Let a name of a module stand for a class of this package."""
+    """Bind a name of a module to a class of this package."""
     module, replacement = importlib.import_module(hook.module), _resolve(hook.by)
     # A patched vLLM names the type of its requests in a class attribute.
     owner: Any = getattr(module, "EngineCoreProc", None)
@@ -159,8 +159,8 @@ def _replace(hook: Installed) -> None:
 def _add(hook: Installed) -> None:
     """Give a dataclass of vLLM's one more field, None by default.
 
-    msgspec reads a dataclass by its fields and annotations when an encoder or decoder is made: both
-    processes do this before. A patched vLLM has a field for plugins, which is used instead.
+    msgspec reads a dataclass's fields and annotations when an encoder or decoder is made, so both
+    processes do this earlier. A patched vLLM has a field for plugins, which is used instead.
     """
     owner, kind = _resolve(hook.target), _resolve(hook.by)
     known = owner.__dataclass_fields__

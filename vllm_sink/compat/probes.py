@@ -1,8 +1,8 @@
-"""Whether a vLLM has what this package leans on, by its sources; a version says nothing.
+"""Whether a vLLM has what this package depends on, by its sources and not by its version.
 
-``check`` looks at any vLLM, installed or only unpacked; ``require`` refuses an installed one before
-an engine is made, with the name of what is missing. ``check_ray`` and ``require_ray`` do the same
-with Ray, before an application is built.
+``check`` probes any vLLM, installed or only unpacked; ``require`` refuses an installed one before
+an engine is made, naming what is missing. ``check_ray`` and ``require_ray`` do the same with Ray,
+before an application is built.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from vllm_sink.compat.hooks import (
 from vllm_sink.compat.source import Function, Source, forget
 from vllm_sink.errors import UnsupportedError
 
-#: Versions that the tests have run with.
+#: Versions that the tests run with.
 KNOWN_VERSIONS = ("0.29.0", "0.32.0")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a probe saw.
+    """The result of a probe.
 
     Attributes:
         hook: the hook it is about.
@@ -65,8 +65,8 @@ def check_vllm(vllm: Source) -> list[Finding]:
     """Every probe on a vLLM."""
     package = _own()
     found = [_wrapped(vllm, hook) for hook in WRAPS]
-    for mine, base, setting in OVERRIDES:
-        found += _overridden(package, vllm, mine, base, setting)
+    for subclass, base, setting in OVERRIDES:
+        found += _overridden(package, vllm, subclass, base, setting)
     found += [_read(vllm, hook) for hook in READS]
     found += [_imported(vllm, hook) for hook in _imports(package, "vllm")]
     return found
@@ -97,12 +97,14 @@ def _wrapped(vllm: Source, hook: Hook) -> Finding:
     return Finding(hook, _at(function), problem if missing else "")
 
 
-def _overridden(own: Source, vllm: Source, mine: str, base: str, setting: str) -> Iterator[Finding]:
-    """Each method that says ``@override``, and each that the base wants of its subclasses."""
-    module, _, name = mine.partition(":")
+def _overridden(
+    package: Source, vllm: Source, subclass: str, base: str, setting: str
+) -> Iterator[Finding]:
+    """Each method that is marked ``@override``, and each abstract method of the base."""
+    module, _, name = subclass.partition(":")
     base_module, _, base_name = base.partition(":")
-    found = own.find_class(module, name)
-    assert found is not None, mine
+    found = package.find_class(module, name)
+    assert found is not None, subclass
     methods = {
         node.name: node
         for node in found[1].body
@@ -115,13 +117,13 @@ def _overridden(own: Source, vllm: Source, mine: str, base: str, setting: str) -
         if theirs is None:
             yield Finding(hook, "", "it is not there")
             continue
-        ours = own.function(module, f"{name}.{method}")
+        ours = package.function(module, f"{name}.{method}")
         assert ours is not None
         yield Finding(hook, _at(theirs), _mismatch(ours, theirs) or _unheard(node, theirs))
     for method in sorted(vllm.abstract(base_module, base_name)):
-        if own.function(module, f"{name}.{method}") is None:
+        if package.function(module, f"{name}.{method}") is None:
             hook = Hook("overrides", f"{base}.{method}", why)
-            yield Finding(hook, "", "every subclass must have it, and ours has not")
+            yield Finding(hook, "", "every subclass must have it, and ours does not")
 
 
 def _is_override(node: ast.FunctionDef) -> bool:
@@ -141,7 +143,7 @@ def _mismatch(ours: Function, theirs: Function) -> str:
 
 
 def _unheard(ours: ast.FunctionDef, theirs: Function) -> str:
-    """Why our method's call of the one it overrides would not fit that; empty if it does."""
+    """Why our method's ``super()`` call would not fit vLLM's method; empty if it does."""
     for node in ast.walk(ours):
         match node:
             case ast.Call(
@@ -149,10 +151,10 @@ def _unheard(ours: ast.FunctionDef, theirs: Function) -> str:
             ) if not theirs.open:
                 named = [k.arg for k in node.keywords if k.arg not in (None, *theirs.parameters)]
                 if named:
-                    return f"it does not take {', '.join(map(str, named))}, which is passed on"
-                given = sum(not isinstance(a, ast.Starred) for a in node.args)
-                if given > len(theirs.parameters):
-                    return f"it takes {len(theirs.parameters)} arguments, and {given} are passed on"
+                    return f"it does not take {', '.join(map(str, named))}, which is passed"
+                passed = sum(not isinstance(a, ast.Starred) for a in node.args)
+                if passed > len(theirs.parameters):
+                    return f"it takes {len(theirs.parameters)} arguments, and gets {passed}"
     return ""
 
 
@@ -164,10 +166,10 @@ def _read(vllm: Source, hook: Hook) -> Finding:
 
 
 @cache
-def _imports(own: Source, package: str) -> list[Hook]:
-    """What this package imports of vLLM, or of Ray. What may be missing stands in a ``try``."""
+def _imports(sources: Source, package: str) -> list[Hook]:
+    """Names that this package imports from vLLM, or Ray. Optional ones are inside a ``try``."""
     wanted: dict[str, Hook] = {}
-    for module in own.modules():
+    for module in sources.modules():
         guarded = {
             id(part)
             for node in ast.walk(module.tree)
@@ -181,7 +183,7 @@ def _imports(own: Source, package: str) -> list[Hook]:
                 continue
             for alias in node.names:
                 target = f"{node.module}:{alias.name}"
-                why = str(module.file.relative_to(own.root.parent))
+                why = str(module.file.relative_to(sources.root.parent))
                 wanted.setdefault(target, Hook("imports", target, why))
     return list(wanted.values())
 
@@ -208,7 +210,7 @@ def installed() -> Source:
 
 
 def installed_ray() -> Source | None:
-    """The Ray that ``import ray`` would find; None for none."""
+    """The Ray that ``import ray`` would find; None if it is not installed."""
     return _installed("ray")
 
 
@@ -220,15 +222,15 @@ def _installed(package: str) -> Source | None:
 
 
 def version() -> str:
-    """Of the installed vLLM, without a build's suffix."""
+    """The version of the installed vLLM, without a build's suffix."""
     return importlib.metadata.version("vllm").partition("+")[0]
 
 
 @contextmanager
 def _nothing_kept() -> Iterator[None]:
-    """While sources are read; a server lives on, and has no use for them."""
+    """Drop the parsed sources afterwards: a server does not need them again."""
     collects = gc.isenabled()
-    gc.disable()  # no tree is garbage before all are
+    gc.disable()  # all trees become garbage together
     try:
         yield
     finally:
@@ -244,7 +246,7 @@ def require() -> str | None:
     """Refuse the installed vLLM if a probe fails.
 
     Returns:
-        A warning, where every probe holds and nobody has tested this version.
+        A warning if every probe holds and this version is not tested.
 
     Raises:
         UnsupportedError: naming each probe that fails.
@@ -284,5 +286,5 @@ def require_ray() -> None:
 
 
 def _failed(findings: list[Finding]) -> str:
-    """Which probes fail, and why; empty for none."""
+    """Which probes fail, and why; empty if none does."""
     return "; ".join(f"{f.hook.target}: {f.problem}" for f in findings if not f.holds)

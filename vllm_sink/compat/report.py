@@ -1,9 +1,8 @@
-"""What the probes say of a vLLM, for people: ``vllm-sink doctor --hooks``, ``make compat``.
+"""The results of the probes as text: ``vllm-sink doctor --hooks``, ``make compat``.
 
     python -m vllm_sink.compat.report 0.33.0
 
-downloads that version's wheel and reads the sources in it; nothing is installed, and vLLM need not
-be there.
+downloads that version's wheel and reads its sources; nothing is installed, and vLLM need not be.
 """
 
 from __future__ import annotations
@@ -24,18 +23,18 @@ from vllm_sink.compat.source import Source
 
 _TITLES = {
     "wraps": "wrapped at run time",
-    "replaces": "names that stand for a class of this package",
+    "replaces": "names bound to a class of this package",
     "adds": "fields added",
     "overrides": "overridden, in a subclass that a setting of vLLM's takes",
     "reads": "attributes that no interface promises",
     "imports": "names imported",
 }
-#: vLLM's wheels are for several of them, and pip matches none but those it is told.
+#: vLLM's wheels are built for several of them, and pip matches only those that are listed.
 _PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_31_x86_64", "manylinux1_x86_64")
 
 
 def render(findings: list[Finding], version: str) -> str:
-    """Every hook, where it attaches, whether its probe holds."""
+    """Every hook, where it attaches, and whether its probe holds."""
     lines = []
     for (package, kind), group in groupby(sorted(findings, key=_order), key=_section):
         found = list(group)
@@ -74,7 +73,7 @@ def _line(finding: Finding) -> str:
 
 
 def as_data(findings: list[Finding], version: str) -> dict[str, Any]:
-    """The same for programs."""
+    """The same as plain data."""
     return {
         "vllm": version,
         "tested": version in probes.KNOWN_VERSIONS,
@@ -104,7 +103,7 @@ def download(version: str, folder: Path) -> Source:
     """The Python sources of a version, from its wheel.
 
     Raises:
-        SystemExit: pip found no such version, with what it said.
+        SystemExit: pip found no such version, with pip's message.
     """
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
     command += ["--dest", str(folder)]
@@ -124,7 +123,7 @@ def download(version: str, folder: Path) -> Source:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="vllm_sink.compat.report", description=__doc__)
-    parser.add_argument("version", help="of vLLM, as 0.33.0")
+    parser.add_argument("version", help="of vLLM, such as 0.33.0")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         print(f"downloading vllm=={args.version} (0.3 GB)", file=sys.stderr, flush=True)

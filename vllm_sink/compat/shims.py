@@ -51,7 +51,7 @@ def put_stats(scheduler_stats: Any, message: Any) -> None:
 
 
 def take_stats(scheduler_stats: Any, kind: type) -> Any:
-    """The message that came with vLLM's statistics, of type ``kind``; None for none."""
+    """The message that came with vLLM's statistics, of type ``kind``; None if there is none."""
     if not hasattr(scheduler_stats, "plugin_stats"):
         return scheduler_stats.sink_stats
     import msgspec
@@ -73,21 +73,21 @@ def block_table(runner: Any, rows: int) -> Any:
 
 
 def prompt_states(sampler: Any) -> tuple[Any, Any]:
-    """What the V2 runner's sampler knows of prompts: its ``LogitBiasState`` and ``PenaltiesState``.
+    """The parts of the V2 runner's sampler that depend on prompts.
 
     Raises:
-        ImportError: it has one of them no more: an unknown version, refused by name.
+        ImportError: it no longer has one of them: an unknown version, refused by name.
     """
     from vllm.v1.worker.gpu.sample.logit_bias import LogitBiasState
     from vllm.v1.worker.gpu.sample.penalties import PenaltiesState
 
-    # In 0.29 they are attributes of their own; later all processors are in a list.
-    every = [*vars(sampler).values(), *getattr(sampler, "logits_processors", ())]
+    # In 0.29 they are attributes of the sampler; later all processors are in a list.
+    parts = [*vars(sampler).values(), *getattr(sampler, "logits_processors", ())]
 
     def the(kind: type) -> Any:
-        for one in every:
-            if isinstance(one, kind):
-                return one
+        for part in parts:
+            if isinstance(part, kind):
+                return part
         raise ImportError(
             f"vllm-sink does not know this vllm: {type(sampler).__name__} has no {kind.__name__}"
         )

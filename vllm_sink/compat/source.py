@@ -1,4 +1,4 @@
-"""Reads the sources of a vLLM, installed or only unpacked: what stands where, without importing it.
+"""Reads the sources of a vLLM, installed or only unpacked, without importing it.
 
 A class is followed to where it is defined (``from x import Y``), a method to the base class that
 has it.
@@ -38,13 +38,13 @@ def _flat(body: list[ast.stmt]) -> Iterator[ast.stmt]:
 
 @dataclass(frozen=True)
 class Function:
-    """A function or method as its definition has it.
+    """The definition of a function or method.
 
     Attributes:
-        file: where, below the package's parent folder.
-        line: where in it.
+        file: its path below the package's parent folder.
+        line: its line.
         parameters: names, ``self`` and ``cls`` left out.
-        required: how many of them have no default, at the front.
+        required: those without a default.
         open: it takes any further arguments (``*args`` or ``**kwargs``).
     """
 
@@ -68,7 +68,7 @@ class Module:
         return _definitions(self.tree)
 
     def imported(self, name: str) -> tuple[str, str] | None:
-        """``(module, name)`` behind a name that this module has by ``from``."""
+        """``(module, name)`` behind a name that this module imports with ``from``."""
         for node in self.definitions():
             if not isinstance(node, ast.ImportFrom):
                 continue
@@ -87,10 +87,10 @@ class Module:
 
 
 def forget() -> None:
-    """Let go of every tree that was read.
+    """Drop every parsed tree.
 
-    They are millions of objects, which a process that lives on would walk at each of its garbage
-    collections: a second each time.
+    They are millions of objects, which would make each later garbage collection of the process take
+    a second.
     """
     for read in (_parsed, _definitions, _attributes):
         read.cache_clear()
@@ -119,7 +119,7 @@ class Source:
         return None
 
     def modules(self) -> Iterator[Module]:
-        """All of them."""
+        """All modules."""
         for file in sorted(self.root.rglob("*.py")):
             parts = file.relative_to(self.root.parent).with_suffix("").parts
             found = self.module(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
@@ -130,9 +130,9 @@ class Source:
         """Whether ``from module import name`` would find something.
 
         Args:
-            module: where.
-            name: of what.
-            on_demand: believe a module that makes names when they are asked for.
+            module: the module's name.
+            name: the name to find in it.
+            on_demand: accept any name of a module with ``__getattr__``.
         """
         found = self.module(module)
         if found is None:
@@ -155,7 +155,7 @@ class Source:
         return self.module(f"{module}.{name}") is not None
 
     def find_class(self, module: str, name: str) -> tuple[Module, ast.ClassDef] | None:
-        """A class, wherever the name comes from."""
+        """A class, followed through imports."""
         found = self.module(module)
         if found is None:
             return None
@@ -216,7 +216,7 @@ class Source:
         )
 
     def abstract(self, module: str, owner: str) -> set[str]:
-        """Methods that a class leaves to its subclasses."""
+        """Abstract methods of a class."""
         names: dict[str, bool] = {}
         for _, cls in self.lineage(module, owner):
             for node in cls.body:
@@ -226,7 +226,7 @@ class Source:
         return {name for name, is_abstract in names.items() if is_abstract}
 
     def attribute(self, module: str, qualname: str) -> Path | None:
-        """Where ``Class.name`` is a field, a property, or set on ``self``; None for nowhere."""
+        """Where ``Class.name`` is a field, a property, or set on ``self``; None if it is not."""
         owner, _, name = qualname.rpartition(".")
         for where, cls in self.lineage(module, owner):
             if name in _attributes(cls):
@@ -236,7 +236,7 @@ class Source:
 
 @cache
 def _attributes(cls: ast.ClassDef) -> frozenset[str]:
-    """Names that an object of this class has: its body's, and what its methods give ``self``."""
+    """Attributes of an object of this class: its body's, and those its methods set on ``self``."""
     names: set[str] = set()
     for node in _flat(cls.body):
         if isinstance(node, (_Function, ast.ClassDef)):
@@ -251,7 +251,7 @@ def _attributes(cls: ast.ClassDef) -> frozenset[str]:
 
 
 def _first_parameter(method: _Function) -> str | None:
-    """What a method calls its object, or its class; None for a static one."""
+    """A method's name for its object, or its class; None for a static one."""
     positional = [*method.args.posonlyargs, *method.args.args]
     static = any(isinstance(d, ast.Name) and d.id == "staticmethod" for d in method.decorator_list)
     return positional[0].arg if positional and not static else None

@@ -1,13 +1,13 @@
-"""Who is scheduled, and when: streams are reserved their blocks, the others take what is free.
+"""Who is scheduled, and when: streams have reservations, other requests take what is free.
 
-*Streams* (``ServerFields.stream``) are let in while their reservations fit into their share of the
-pool; the next one is refused. What is reserved and not held yet is not kept empty: others use it,
-and give it back by vLLM's own preemption, which takes the last of ``running``, where streams come
-first. So a stream always gets its blocks, and is never preempted for another's sake.
+*Streams* (``ServerFields.stream``) are admitted while their reservations fit into their share of
+the pool; the next one is refused. Blocks that are reserved but not held yet serve other requests,
+and return by vLLM's own preemption, which takes the last of ``running``, where streams come first.
+So a stream always gets its blocks, and is never preempted for another request.
 
-*The others* are admitted and preempted as in vLLM. Those that fit pass those that do not
-(``waiting_queue.py``); one that was passed for long may preempt those that passed. None waits
-longer than ``--sink-queue-timeout``.
+*Other requests* are admitted and preempted as in vLLM. Those that fit pass those that do not
+(``waiting_queue.py``); one that has been passed for long may preempt those that passed it. None
+waits longer than ``--sink-queue-timeout``.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ else:
 
 logger = init_logger("vllm.sink")
 
-#: Seconds after which a request that others pass may preempt them, and between two who do.
+#: Seconds after which a passed request may preempt others, and between two such preemptions.
 PATIENCE = 10.0
 BETWEEN = 1.0
 
-#: Of those who lost patience, how many are looked at: the oldest may never fit beside the streams.
+#: How many such requests are considered: the oldest may never fit beside the streams.
 LOOKED_AT = 8
 
-#: What is added to the priority of a stream: it comes before all that a client can ask for.
+#: Added to the priority of a stream, which so comes before any that a client can ask for.
 FIRST = -(1 << 33)
 
-#: Seconds after which a refused client may come again: a stream's place, a place in the queue.
+#: Retry-After in seconds: of a refused stream, and of a request that waited too long.
 AFTER_STREAMS, AFTER_WAITING = 10, 5
 
 
@@ -62,7 +62,7 @@ class Admission(_Base):
     """Stands before ``StreamScheduling``, and decides what it schedules.
 
     Attributes:
-        reservations: to streams.
+        reservations: of the streams.
         waiting: vLLM's attribute.
     """
 
@@ -78,8 +78,8 @@ class Admission(_Base):
             in_flight_tokens=self.vllm_config.max_in_flight_tokens,
             block_size=self.block_size,
         )
-        one = self._reservation(self.kv_policy.default, 1, ENDLESS_TOKENS)
-        self.streams_that_fit = self.reservations.streams_that_fit(one)
+        reservation = self._reservation(self.kv_policy.default, 1, ENDLESS_TOKENS)
+        self.streams_that_fit = self.reservations.streams_that_fit(reservation)
         self.waiting: WaitingRequests = WaitingRequests(
             self.policy, self._blocks_to_start, pool.get_num_free_blocks, self._may_start
         )
@@ -93,7 +93,7 @@ class Admission(_Base):
             self.kv_policy.sink_tokens,
             self.kv_policy.window,
             self.kv_policy.native,
-            one.blocks,
+            reservation.blocks,
             self.block_size,
             self.streams_that_fit,
             self.reservations.max_blocks,
@@ -111,12 +111,12 @@ class Admission(_Base):
         Args:
             kept: its ``S`` and ``W``.
             prompt_tokens: length of its prompt.
-            total_tokens: the most tokens that it can have.
+            total_tokens: its maximum length, prompt and output together.
         """
         spec = self.manager.kv_cache_spec
         steps = cdiv(self.vllm_config.max_in_flight_tokens, self.max_num_scheduled_tokens)
         return Reservation(
-            # The bound has a block more than two tokens in flight need.
+            # The bound includes one block more than two tokens in flight need.
             spec.max_blocks(kept, max(1, steps - 1), total_tokens),
             max(0, prompt_tokens - kept.window_tokens),
         )
@@ -156,7 +156,7 @@ class Admission(_Base):
             )
         else:
             full = (
-                f"{live} streams are live and have {reservations.blocks} KV blocks; this one needs "
+                f"{live} streams are live and reserve {reservations.blocks} KV blocks; this needs "
                 f"{reservation.blocks}, and {reservations.free_blocks} of the "
                 f"{reservations.max_blocks} for streams are free ({share} of "
                 f"{reservations.pool_blocks})"
@@ -165,7 +165,7 @@ class Admission(_Base):
             HTTPStatus.TOO_MANY_REQUESTS,
             AFTER_STREAMS,
             f"{full}. Try again when a stream has ended; a request whose prompt and max_tokens fit "
-            f"in {min(self.kv_policy.native, self.full)} tokens needs no place",
+            f"in {min(self.kv_policy.native, self.full)} tokens needs no reservation",
         )
 
     # -- a step -----------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ class Admission(_Base):
         return output
 
     def _may_start(self, request: Request) -> bool:
-        """Whether a stream's blocks are reserved for it; from Python, streams wait for that."""
+        """Whether a stream has a reservation; streams from Python wait here until one fits."""
         if request.request_id not in self.reservations.held:
             reservation = self._reservation_of(request)
             if not self.reservations.fits(reservation):
@@ -198,7 +198,7 @@ class Admission(_Base):
         return self.manager.blocks_to_start(request.request_id, request.num_tokens)
 
     def _give_up_waiting(self, now: float) -> None:
-        """Tell those who have waited too long."""
+        """End the requests that have waited too long."""
         timeout = self.admission.queue_timeout
         waiting = len(self.waiting)
         late = [r for r in self.waiting.expired(now - timeout) if server_fields(r).served]
@@ -217,7 +217,7 @@ class Admission(_Base):
             self.manager.counts.refused_waiting += 1
 
     def _make_room_for_stream(self, now: float) -> None:
-        """What was reserved for the next stream is given back by those who use it."""
+        """Preempt other requests that use blocks reserved for the next stream."""
         stream = self.waiting.first_stream()
         if stream is None or len(self.running) >= self.max_num_active_reqs:
             return
@@ -227,13 +227,13 @@ class Admission(_Base):
             return
         victims = self._victims()
         if free() + sum(map(self._own_blocks, victims)) < need:
-            return  # streams that compute their prompts have it, and will not need it for long
+            return  # streams that compute their prompts hold the rest, but not for long
         for victim in victims:
             if free() >= need or not self._preempt(victim, now):
                 return
 
     def _make_room_for_oldest(self, now: float) -> None:
-        """One who was passed for long preempts younger ones, if that is enough."""
+        """A request that was passed for long preempts younger ones, if that frees enough."""
         if now < self._room_since + BETWEEN:
             return
         for request in self.waiting.oldest(now - PATIENCE, LOOKED_AT):
@@ -284,7 +284,7 @@ class Admission(_Base):
             client.outputs.append(refusal.output(request.request_id))
         return outputs
 
-    # -- a request goes ---------------------------------------------------------------------------
+    # -- a request leaves -------------------------------------------------------------------------
 
     @override
     def _free_blocks(self, request: Request) -> None:
@@ -298,9 +298,9 @@ class Admission(_Base):
         self.reservations.release(request_id)
 
     def check_idle(self) -> None:
-        """With no request left, nothing is reserved and nothing is held; else say so and mend it.
+        """Check that an idle engine reserves and holds no blocks; else log it and repair it.
 
-        What a step in flight may still write is not free yet, where vLLM defers that.
+        vLLM may defer freeing blocks that a step in flight still writes; those are not counted.
         """
         reservations, pool = self.reservations, self.kv_cache_manager.block_pool
         deferred = sum(len(blocks) for _, blocks in getattr(self, "deferred_frees", ()))
@@ -308,8 +308,8 @@ class Admission(_Base):
         if not reservations.held and reservations.consistent and not lost:
             return
         logger.error(
-            "No request is left, and %d streams have reservations of %d blocks (summed %d), %d "
-            "blocks are not free. This is a fault of vllm-sink; please report it",
+            "No request is left, but %d reservations of %d blocks (recounted: %d) remain and %d "
+            "blocks are not free. This is a bug in vllm-sink; please report it",
             len(reservations.held),
             reservations.blocks,
             reservations.summed()[0],

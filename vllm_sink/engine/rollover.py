@@ -1,15 +1,15 @@
 """The scheduler's side of a rollover (``vllm_sink/segments.py`` says what that is).
 
-Between two steps, when nothing of a stream is in flight: its evicted blocks leave the block list,
-their hashes and tokens leave the request, and every count of vLLM's is lowered by what left. A
-prompt that is longer than a segment is fed to vLLM in pieces, at the same moments.
+Between two steps, when no token of a stream is in flight, its evicted blocks leave the block list,
+their hashes and tokens leave the request, and every count of vLLM's is lowered to match. A prompt
+that is longer than a segment is fed to vLLM in pieces, at the same moments.
 ``segment_phase.py`` has the states and what each allows.
 
-**A rolled stream that is preempted** cannot be computed again: its middle is gone. Admission
-reserves what it may need, so no other stream ever preempts it; where somebody does so by hand
-(``reset_prefix_cache`` of running requests), it *starts again from what it remembers*: its sinks
-and what its segment still holds are its text from then on. That is a text like any other: hashes,
-positions and keys are those of that text, and nobody else's cache is touched.
+**A rolled stream that is preempted** cannot be computed again: its middle is gone. Its reservation
+protects it from other requests; if it is preempted by hand (``reset_prefix_cache`` of running
+requests), it *starts again from what it remembers*: its sinks and what its segment still holds are
+its text from then on. Hashes, positions and keys are those of that text, and no other request's
+cache is affected.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class RollingStreams(_Base):
 
     Attributes:
         full: length, in bookkeeping tokens, at which a stream rolls.
-        rollovers: how many there were.
+        rollovers: number of rollovers so far.
         restarts: rolled streams that were preempted and started again from what they remember.
     """
 
@@ -83,7 +83,7 @@ class RollingStreams(_Base):
         self._hold_back(session)
 
     def _hold_back(self, request: Request) -> None:
-        """Keep what is too much of a prompt until the stream has room for it."""
+        """Hold back the part of a prompt that its segment has no room for yet."""
         if self._rolls() and request.num_tokens > self.full and request.prompt_token_ids:
             waiting = self._waiting_prompts.hold_back(request)
             self.manager.stream(request.request_id).waiting_tokens = waiting
@@ -93,8 +93,7 @@ class RollingStreams(_Base):
     @override
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         if self._rolls():
-            # Hardly ever any, when vLLM schedules a step ahead: it is asked for every stream, at
-            # every step, and what is in flight arrives first.
+            # With asynchronous scheduling hardly any: other streams have a step in flight.
             for request in [r for r in self.running if not r.num_in_flight_tokens]:
                 if self._phase(request) is SegmentPhase.DUE:
                     self._roll(request)
@@ -115,7 +114,7 @@ class RollingStreams(_Base):
 
     @staticmethod
     def _count_prompt(request: Request, waiting_tokens: int) -> None:
-        """Statistics are of the whole prompt."""
+        """Add the waiting part of a prompt to its statistics."""
         if request.prefill_stats is not None and not request.num_preemptions:
             request.prefill_stats.num_prompt_tokens += waiting_tokens
             request.prefill_stats.num_computed_tokens += waiting_tokens
@@ -124,7 +123,7 @@ class RollingStreams(_Base):
     def _reserve_prefill_lookahead(
         self, request: Request, num_computed_tokens: int, num_new_tokens: int
     ) -> int:
-        """vLLM asks here, for every request, how many tokens this step may take of it."""
+        """How many tokens this step may compute of a request; vLLM calls it for every request."""
         tokens = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
         if num_computed_tokens < self.full - 1 and not self._waiting_prompts:
             return tokens  # FILLING
@@ -140,7 +139,7 @@ class RollingStreams(_Base):
     # -- the rollover -----------------------------------------------------------------------------
 
     def _roll(self, request: Request) -> None:
-        """Cut the evicted tokens ``[a, b)`` out of everything, and feed what waits."""
+        """Cut the evicted tokens ``[a, b)`` out of everything, and feed the waiting prompt."""
         name = request.request_id
         self.manager.remove_skipped_blocks(name, request.num_computed_tokens)
         first, end = self.manager.drop_recycled(name)
@@ -153,7 +152,7 @@ class RollingStreams(_Base):
         if a == b and not fed:
             return
         self.rollovers += 1
-        # The V1 runner, a step ahead, wants all tokens of a request that joins its batch again.
+        # With asynchronous scheduling the V1 runner needs all tokens of a request that rejoins.
         self.prev_step_scheduled_req_ids.discard(name)
         self._step.rolled.append(
             Rollover(
@@ -172,7 +171,7 @@ class RollingStreams(_Base):
     def _cut(self, request: Request, a: int, b: int, prompt_cut: int) -> None:
         output_cut = b - a - prompt_cut
         at = max(a, request.num_prompt_tokens) - request.num_prompt_tokens
-        # In place, because vLLM holds views of both; the prompt's list may be the worker's too.
+        # In place, because vLLM holds views of both; the prompt's list may be shared by a worker.
         del request._all_token_ids[a:b]
         del request._output_token_ids[at : at + output_cut]
         if prompt_cut:
@@ -190,7 +189,7 @@ class RollingStreams(_Base):
             request.sampling_params = params
         set_base(request, base_of(request) + b - a)
 
-    # -- a stream goes ----------------------------------------------------------------------------
+    # -- a stream leaves --------------------------------------------------------------------------
 
     @override
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
@@ -209,7 +208,7 @@ class RollingStreams(_Base):
 
     @staticmethod
     def _forget(request: Request) -> None:
-        """What is left is the stream's text from now on; its blocks are hashed as such."""
+        """Make what is left the stream's text from now on, and hash its blocks as such."""
         set_base(request, 0)
         request.block_hashes.clear()
         request.update_block_hashes()
@@ -220,5 +219,5 @@ class RollingStreams(_Base):
         self.forget_waiting_prompt(request.request_id)
 
     def forget_waiting_prompt(self, request_id: str) -> None:
-        """A stream ends before all of its prompt was fed."""
+        """Drop the waiting prompt of a stream that ends before all of it is fed."""
         self._waiting_prompts.forget(request_id)

@@ -47,7 +47,7 @@ def phase_of(request: Request, full: int, prompt_waits: bool, max_step_tokens: i
     Args:
         request: vLLM's.
         full: length, in bookkeeping tokens, at which a stream rolls.
-        prompt_waits: a part of its prompt has had no room yet.
+        prompt_waits: whether a part of its prompt still waits for room.
         max_step_tokens: the maximum of tokens that one step computes.
     """
     uncomputed = request.num_tokens - request.num_computed_tokens
@@ -56,8 +56,8 @@ def phase_of(request: Request, full: int, prompt_waits: bool, max_step_tokens: i
         if not in_flight and uncomputed <= max_step_tokens:
             return SegmentPhase.DUE
         return SegmentPhase.FEEDING
-    # A prompt that just fits is computed first: somebody may have asked for its log-probabilities,
-    # and vLLM's worker counts them by its length.
+    # A prompt that just fits is computed first: its log-probabilities may be wanted, and vLLM's
+    # worker counts them by its length.
     if (
         not in_flight
         and request.num_tokens >= full

@@ -46,7 +46,7 @@ class StreamScheduling(_Base):
         super().add_request(request)
 
     def bounds(self, request: Request) -> tuple[StreamPolicy, int]:
-        """What a request keeps, and the most tokens that it can have."""
+        """``S`` and ``W`` of a request, and its maximum length in tokens."""
         kept = stream_policy_of(request.sampling_params, self.kv_policy.default)
         limit = self.kv_policy.stream_tokens or ENDLESS_TOKENS
         return kept, min(request.num_prompt_tokens + request.max_tokens, limit)
@@ -69,7 +69,7 @@ class StreamScheduling(_Base):
         self.manager.close_stream(request.request_id)
 
     def give_up(self, request_id: str) -> None:
-        """Forget a request that could not be added: nothing of it may stay."""
+        """Remove every trace of a request that could not be added."""
         request = self.requests.get(request_id)
         if request is not None:  # vLLM has it, so it ends as any other
             self.finish_requests(request_id, RequestStatus.FINISHED_ABORTED)

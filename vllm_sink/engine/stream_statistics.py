@@ -1,4 +1,4 @@
-"""The scheduler's part in the statistics: it knows when streams come, are preempted and end."""
+"""The scheduler's part of the statistics: when streams begin, are preempted, roll and end."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ class WaitingPrompts:
     """Prompts that are longer than a segment, of one engine; 4 bytes a token.
 
     Args:
-        full: tokens of a segment that vLLM is given at once.
+        full: maximum of tokens that vLLM gets at once.
         hash_block_size: tokens of a hashed block.
     """
 
@@ -33,7 +33,7 @@ class WaitingPrompts:
         return len(self._tokens.get(request_id, ()))
 
     def hold_back(self, request: Request) -> int:
-        """Cut a prompt to what fits; how many tokens wait."""
+        """Cut a prompt to what fits; return how many tokens wait."""
         assert request.prompt_token_ids is not None
         waiting = array("i", request._all_token_ids[self._full :])
         self._tokens[request.request_id] = waiting
@@ -44,7 +44,7 @@ class WaitingPrompts:
         return len(waiting)
 
     def feed(self, request: Request) -> list[int]:
-        """Give a request as many of its tokens as it has room for; those tokens."""
+        """Append as many waiting tokens to a request as it has room for; return them."""
         waiting = self._tokens.get(request.request_id)
         if waiting is None:
             return []
@@ -62,5 +62,5 @@ class WaitingPrompts:
         return fed
 
     def forget(self, request_id: str) -> None:
-        """A request ends before all of its prompt was fed."""
+        """Drop the waiting tokens of a request."""
         self._tokens.pop(request_id, None)

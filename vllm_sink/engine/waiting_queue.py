@@ -1,17 +1,17 @@
-"""Requests that wait: who comes next, found without looking at all of them.
+"""The queue of waiting requests: finds the next one without walking all of them.
 
-vLLM's own queues (``v1/core/sched/request_queue.py``) have one head; where it does not fit into the
-free blocks nobody is scheduled. Here those that fit pass it:
+vLLM's own queues (``v1/core/sched/request_queue.py``) have one head; while it does not fit into the
+free blocks, no request is scheduled. Here those that fit pass it:
 
 ::
 
     rank 0   streams, first come first served (or by priority)
-    rank 1   the others: first those for which room was made, having waited too long;
+    rank 1   the others: first those that waited long and for which room was made;
              then the preempted ones; then new ones, in turns among their tenants
 
     sizes    5 blocks: [r7, r9]    6: [r2]    40: [r1, r4]      one heap for each size
 
-The next is the first, by rank, of the heads of those sizes that are free. Turns are start-time fair
+The next is the first, by rank, of the heads of the sizes that fit. Turns are start-time fair
 queueing (Goyal, Vin and Cheng, SIGCOMM 1996): a request starts, in blocks of service, where its
 tenant's last one ended or where the queue is now, whichever is later. With one tenant that is first
 come first served.
@@ -39,7 +39,7 @@ _PROMOTED, _PREEMPTED, _NEW = range(3)
 #: The size of every stream: they are taken in order.
 _STREAMS = -1
 
-#: Steps after which a request that was tried in vain is tried again, at most.
+#: Maximum of steps before a request that did not fit is tried again.
 _LONGEST_PAUSE = 64
 
 
@@ -52,8 +52,8 @@ class _Entry:
         blocks: what must be free to schedule it, if none of it is cached.
         since: when it began to wait, by the monotonic clock.
         waits: False once it left.
-        pause: steps after which it is tried again, having been tried in vain.
-        next_try: the step from which it is.
+        pause: steps before its next try, after it did not fit.
+        next_try: the step of that try.
     """
 
     request: Request
@@ -66,7 +66,7 @@ class _Entry:
 
     @property
     def size(self) -> int:
-        """Requests of a size are tried in order; sizes are an eighth apart, at most."""
+        """``blocks`` rounded down by at most an eighth; requests of a size are tried in order."""
         if self.rank[0] != _ORDINARY:
             return _STREAMS
         spread = max(0, self.blocks.bit_length() - 4)
@@ -78,7 +78,7 @@ class _Entry:
 
 @dataclass
 class _Turns:
-    """Whose turn it is: for each tenant, where its last request ends."""
+    """The turns of tenants: for each one, where its last request ends."""
 
     now: float = 0.0
     ends: dict[str | None, float] = field(default_factory=dict)
@@ -89,7 +89,7 @@ class _Turns:
         return begin
 
     def forget(self, waiting: int) -> None:
-        """Tenants whose last request has had its turn are as new ones."""
+        """Drop tenants whose last request has had its turn: they are like new ones."""
         if len(self.ends) > 2 * waiting + 64:
             self.ends = {t: end for t, end in self.ends.items() if end > self.now}
 
@@ -97,14 +97,14 @@ class _Turns:
 class WaitingRequests(RequestQueue):
     """The scheduler's queue.
 
-    As a condition it says whether anybody can be scheduled now, which is what vLLM asks it before
-    each request that it schedules; its length is of all that wait.
+    It is true if a request can be scheduled now, which vLLM checks before each request that it
+    schedules; its length counts all that wait.
 
     Args:
-        policy: of vLLM's scheduler; with ``priority``, that comes before turns.
-        blocks: what must be free to schedule a request, if none of it is cached.
-        free_blocks: of the pool, now.
-        stream_may_start: whether a stream's blocks are promised to it.
+        policy: of vLLM's scheduler; with ``priority``, priorities come before turns.
+        blocks: blocks that must be free to schedule a request, if none of it is cached.
+        free_blocks: free blocks of the pool.
+        stream_may_start: whether a stream's blocks are reserved.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class WaitingRequests(RequestQueue):
     # -- once a step ------------------------------------------------------------------------------
 
     def begin_step(self) -> None:
-        """Before the scheduler's step: what the last one tried and left here was in vain."""
+        """Before the scheduler's step: a request that the last one tried and left did not fit."""
         self._step += 1
         free = self._free_blocks()
         tried, self._next = self._next, None
@@ -144,11 +144,11 @@ class WaitingRequests(RequestQueue):
         self._turns.forget(len(self._entries))
 
     def end_step(self) -> None:
-        """After the scheduler's step: what it has popped runs."""
+        """After the scheduler's step: the requests that it popped are running."""
         self._popped.clear()
 
     def expired(self, since: float) -> list[Request]:
-        """Requests that wait since then or longer, oldest first."""
+        """Requests that have waited since ``since`` or longer, oldest first; each once."""
         found = []
         while self._by_age and (not self._by_age[0].waits or self._by_age[0].since <= since):
             entry = self._by_age.popleft()
@@ -157,7 +157,7 @@ class WaitingRequests(RequestQueue):
         return found
 
     def oldest(self, since: float, limit: int) -> list[Request]:
-        """Of those that wait since then or longer, the oldest that are no streams."""
+        """The oldest requests, streams apart, that have waited since ``since`` or longer."""
         found: list[Request] = []
         for entry in self._by_age:
             if entry.since > since or len(found) == limit:
@@ -167,21 +167,21 @@ class WaitingRequests(RequestQueue):
         return found
 
     def promote(self, request: Request) -> None:
-        """It comes before all others: room was made for it."""
+        """Put a request before the others: room was made for it."""
         entry = self._entries[request.request_id]
         entry.rank = (_ORDINARY, self._priority(request), _PROMOTED, next(self._numbers))
         entry.pause = entry.next_try = 0
         heapify(self._sizes[entry.size])
 
     def first_stream(self) -> Request | None:
-        """The stream that comes next, if one waits whose blocks are promised to it."""
+        """The next stream, if one waits and its blocks are reserved."""
         head = self._head(_STREAMS)
         if head is None or not self._stream_may_start(head.request):
             return None
         return head.request
 
     def blocks_of(self, request: Request) -> int:
-        """What must be free to schedule it, if none of it is cached."""
+        """Blocks that must be free to schedule a request, if none of it is cached."""
         return self._entries[request.request_id].blocks
 
     # -- who is next ------------------------------------------------------------------------------
@@ -195,8 +195,8 @@ class WaitingRequests(RequestQueue):
         first = self._head(_STREAMS)
         if first is not None and self._stream_may_start(first.request) and first.blocks <= free:
             return first
-        # Where it does not fit, other streams still compute their prompts. What others take
-        # meanwhile they give back as soon as that is enough.
+        # If it does not fit, other streams still compute their prompts. Blocks that other requests
+        # take meanwhile are preempted as soon as they are enough.
         best: _Entry | None = None
         oldest: _Entry | None = None
         for size in list(self._sizes):
@@ -259,7 +259,7 @@ class WaitingRequests(RequestQueue):
         heappush(self._sizes.setdefault(entry.size, []), entry)
 
     def prepend_request(self, request: Request) -> None:
-        """One that was preempted, or that this step has popped and puts back."""
+        """Add a request that was preempted, or that this step popped and puts back."""
         entry = self._popped.pop(request.request_id, None)
         if entry is None:
             self.add_request(request)
@@ -281,13 +281,13 @@ class WaitingRequests(RequestQueue):
                 self._drop(entry)
 
     def _drop(self, entry: _Entry) -> None:
-        """Take an entry out: at once where it is a head, else when most entries have left."""
+        """Remove an entry: immediately if it is a head, else when most entries have left."""
         heap = self._sizes[entry.size]
         entry.waits = False
         if heap[0] is entry:
             heappop(heap)
             return
-        # The same request may come back before its entry is met: a new entry stands for it then.
+        # The same request may come back before its entry is removed: it then has a new entry.
         self._left += 1
         if self._left > len(self._entries) + 64:
             self._compact()

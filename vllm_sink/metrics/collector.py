@@ -1,9 +1,9 @@
 """The engine core's side: counts streams, without work on any token.
 
-The manager of blocks keeps what it needs anyway (settled tokens, blocks held). That is read when a
-stream ends or is preempted, and otherwise once a second by a walk over the live streams: some
-microseconds for each of them a second, nothing on a step. A message is due every second, and as
-soon as the last stream has ended, so that what an idle engine shows is true.
+The block manager keeps settled tokens and blocks held anyway. They are read when a stream ends or
+is preempted, and otherwise once a second by a walk over the live streams: some microseconds for
+each of them, and nothing in a step. A message is due every second, and as soon as the last stream
+has ended, so that an idle engine shows true values.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ INTERVAL = 1.0
 
 @dataclass
 class _Known:
-    """What the collector keeps of a request.
+    """The collector's state of a request.
 
     Attributes:
-        tenant: its label; None while the label is off.
+        tenant: its label; None if the label is off.
         opened: when it arrived, by the monotonic clock.
-        admissions: admissions that are over; a request without one is no stream.
+        admissions: completed admissions; a request without one is not counted as a stream.
         rolled_tokens: tokens that rollovers took out of vLLM's bookkeeping: a token's true index
             is this plus its index there.
-        computed_tokens: of its present admission, counted so far.
-        evicted_tokens: of its present admission, counted so far.
+        computed_tokens: of its current admission, counted so far.
+        evicted_tokens: of its current admission, counted so far.
     """
 
     tenant: str | None
@@ -53,11 +53,11 @@ class StreamCollector:
     """Statistics of one engine's streams.
 
     Args:
-        manager: of the blocks.
+        manager: the block manager.
         native_context: positions that the model has learned.
-        reservations: to streams.
-        streams_that_fit: streams with the engine's own ``S`` that there can be.
-        tenants: chooses labels, None while they are off.
+        reservations: of the streams.
+        streams_that_fit: how many streams with the engine's own ``S`` fit.
+        tenants: chooses labels; None if they are off.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class StreamCollector:
 
         Args:
             request_id: the request's.
-            settled_tokens: tokens computed in its present admission, a prefix hit included.
+            settled_tokens: tokens computed in its current admission, a prefix hit included.
         """
         known, stream = self._known.get(request_id), self._manager.streams.get(request_id)
         if known is None or stream is None or not stream.admitted:
@@ -108,7 +108,7 @@ class StreamCollector:
 
         Args:
             request_id: the request's.
-            reserved: they were reserved for it, so that counts; vLLM counts the others.
+            reserved: whether it had a reservation; vLLM counts the others.
         """
         self._pending.preemptions += reserved
         if (known := self._known.get(request_id)) is not None:
@@ -142,7 +142,7 @@ class StreamCollector:
     # -- messages ---------------------------------------------------------------------------------
 
     def message(self) -> StreamStats | None:
-        """What is to be sent now, if anything."""
+        """The message that is due now, if any."""
         now = time.monotonic()
         live = self._manager.counts.admitted > self._releases
         if now < self._due and (live or not self._unsent()):
@@ -158,7 +158,7 @@ class StreamCollector:
         manager, stats = self._manager, self._pending
         self._pending = StreamStats(streams_that_fit=self._fits)
         if self._tenants is not None:
-            # Every label, so that a tenant that went away is shown as 0.
+            # Every label, so that a tenant without streams is shown as 0.
             for label in self._tenants:
                 stats.tenants.setdefault(label, TenantStats())
         self._walk(stats)
@@ -172,7 +172,7 @@ class StreamCollector:
         return stats
 
     def _walk(self, stats: StreamStats) -> None:
-        """Levels and counters of the live streams."""
+        """Add gauges and counters of the live streams."""
         manager = self._manager
         size = manager.block_size
         pinned: set[int] = set()
@@ -203,7 +203,7 @@ class StreamCollector:
             stats.window_occupancy = in_windows / windows
 
     def _count(self, known: _Known, stream: Stream, stats: StreamStats | None = None) -> None:
-        """Add what a stream computed and evicted since it was last looked at."""
+        """Add what a stream computed and evicted since it was last counted."""
         stats = stats or self._pending
         # What a prefix hit skipped was never held, so it is not evicted either.
         before = self._evicted(known.rolled_tokens + stream.hit_tokens, stream)
@@ -220,7 +220,7 @@ class StreamCollector:
             tenant.evicted_tokens += newly_evicted
 
     def _evicted(self, tokens: int, stream: Stream) -> int:
-        """Of the first ``tokens`` tokens, those that the last one does not see."""
+        """Of the first ``tokens`` tokens, how many the last one does not see."""
         if not tokens:
             return 0
         return policy.evicted_tokens(tokens - 1, *stream.kept)

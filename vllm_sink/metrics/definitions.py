@@ -1,9 +1,9 @@
 """Every metric this project exports: its kind, name, help, further labels and buckets.
 
-One table: the exporter makes its collectors from it, and the tests hold the dashboard and the rules
-against it. All names begin ``vllm_sink_`` and have no colon, so they survive Ray, which allows none
-and puts ``ray_`` in front. Counters are named without ``_total``, as vLLM names its own:
-prometheus-client and Ray both add it.
+One table: the exporter makes its collectors from it, and the tests check the dashboard and the
+rules against it. All names begin ``vllm_sink_`` and have no colon, which Ray does not allow; Ray
+puts ``ray_`` in front. Counters are named without ``_total``, as vLLM's own are: prometheus-client
+and Ray both add it.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class Metric:
     """One metric.
 
     Attributes:
-        kind: of Prometheus's.
+        kind: Prometheus's type.
         name: without the prefix, and without ``_total``.
         help: shown in ``/metrics``.
         labels: beyond ``model_name`` and ``engine``.
         buckets: upper bounds, for a histogram.
-        of_process: a gauge that each process of a front end has its own of; they are summed.
+        of_process: a gauge of each front-end process; they are summed.
     """
 
     kind: Kind
@@ -66,19 +66,19 @@ INFO_LABELS = (
 METRICS: dict[str, Metric] = {
     m.name: m
     for m in (
-        Metric("gauge", "info", "The KV policy and what computes it; always 1.", INFO_LABELS),
+        Metric("gauge", "info", "The KV policy and its provider; always 1.", INFO_LABELS),
         Metric("gauge", "streams", "Live streams: requests that hold KV blocks."),
         Metric("gauge", "streams_past_context", "Live streams longer than the native context."),
-        Metric("gauge", "promised_streams", "Endless requests, which are promised their blocks."),
+        Metric("gauge", "promised_streams", "Endless requests, whose blocks are reserved."),
         Metric("gauge", "streams_that_fit", "Endless requests with the engine's own S that fit."),
         Metric("gauge", "native_context_tokens", "Positions that the model has learned."),
         Metric(
             "gauge",
             "blocks",
-            "KV blocks by what they are held as: sink (pinned), window, or free. Sums to the pool.",
+            "KV blocks by use: sink (pinned), window, or free. Sums to the pool.",
             ("kind",),
         ),
-        Metric("gauge", "reserved_blocks", "KV blocks promised to streams, not held yet."),
+        Metric("gauge", "reserved_blocks", "KV blocks reserved for streams, not held yet."),
         Metric(
             "gauge",
             "window_occupancy_ratio",
@@ -90,32 +90,32 @@ METRICS: dict[str, Metric] = {
         Metric(
             "gauge",
             "unsent_bytes",
-            "Memory of answers that wait for their clients, or are wanted in one piece.",
+            "Memory of answers that their clients have not read, or do not stream.",
             of_process=True,
         ),
         Metric(
             "counter",
             "streams_ended_unsent",
-            "Streams that were ended because more than --sink-max-unsent-mib of them waited.",
+            "Streams ended because more than --sink-max-unsent-mib of their answer was unsent.",
         ),
-        Metric("counter", "admissions", "Streams let in; once more after a preemption."),
+        Metric("counter", "admissions", "Streams admitted; again after a preemption."),
         Metric(
             "counter",
             "admissions_refused",
-            "Requests refused for now: streams without room, or those that waited too long.",
+            "Requests refused: streams that did not fit, and requests that waited too long.",
             ("reason",),
         ),
         Metric(
             "counter",
             "preemptions",
-            "Endless streams that lost their blocks; vLLM's own counter has other requests.",
+            "Endless streams that lost their blocks; vLLM's own counter counts other requests.",
         ),
         Metric("counter", "blocks_recycled", "KV blocks that left the middle of a live stream."),
         Metric("counter", "tokens_evicted", "Tokens that fell out between sinks and window."),
         Metric(
             "counter",
             "prefix_hits",
-            "Admissions with a prefix hit, by its reach: the sinks and no further, or the window.",
+            "Admissions with a prefix hit, by its reach: only the sinks, or also the window.",
             ("reach",),
         ),
         Metric("counter", "rollovers", "Times that a stream's bookkeeping was shortened."),
@@ -145,6 +145,6 @@ METRICS: dict[str, Metric] = {
             ("tenant",),
         ),
         Metric("counter", "tenant_tokens", "Tokens computed for a tenant.", ("tenant",)),
-        Metric("counter", "tenant_tokens_evicted", "Tokens evicted of a tenant.", ("tenant",)),
+        Metric("counter", "tenant_tokens_evicted", "Tokens evicted for a tenant.", ("tenant",)),
     )
 }

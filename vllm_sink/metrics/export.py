@@ -101,7 +101,7 @@ class SinkStatLogger(AggregateStatLoggerBase):
         mm_cache_stats: Any = None,
         engine_idx: int = 0,
     ) -> None:
-        """Take what a step sent; most steps send nothing."""
+        """Record a step's message; most steps have none."""
         if scheduler_stats is None:
             return
         stats: StreamStats | None = compat.take_stats(scheduler_stats, StreamStats)
@@ -116,7 +116,7 @@ class SinkStatLogger(AggregateStatLoggerBase):
         self._add_tenants(stats, labels)
 
     def _add_front_end(self) -> None:
-        """What is no engine's stands beside the first one."""
+        """Export the front end's own counts under the first engine's labels."""
         labels = next(iter(self._labels.values()))
         self._metrics["unsent_bytes"].labels(*labels).set(FRONT_END.unsent_bytes)
         ended, self._ended = FRONT_END.ended_unsent - self._ended, FRONT_END.ended_unsent
@@ -176,13 +176,13 @@ class SinkStatLogger(AggregateStatLoggerBase):
             self._metrics["tenant_tokens_evicted"].labels(*labels, name).inc(tenant.evicted_tokens)
 
     def log(self) -> None:
-        """Once an interval, before vLLM's line of it."""
+        """vLLM calls it once an interval, before it logs its line."""
         self._line.new_interval()
 
     def log_engine_initialized(self) -> None:
-        """Show that the engines are idle, and their pools whole: the first step may be hours away.
+        """Export idle engines with whole pools: the first step may be hours away.
 
-        vLLM has added their pools up by now (``MPClient``), null blocks included.
+        vLLM has summed their pools by now (``MPClient``), null blocks included.
         """
         pool = (self._cache.num_gpu_blocks or 0) // len(self._labels) - 1
         for labels in self._labels.values():

@@ -1,4 +1,4 @@
-"""What a front end counts by itself, beside what the engine core sends."""
+"""Counts of the front end itself, beside those of the engine core."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass
 class FrontEndCounts:
-    """Of this process.
+    """Counts of this process.
 
     Attributes:
-        most_unsent_bytes: that a stream may leave unsent.
-        unsent_bytes: of answers that wait for their clients, when they were last summed up.
-        summed: when that was, by the monotonic clock.
-        ended_unsent: streams that were ended so far because too much of them waited.
+        most_unsent_bytes: maximum that a stream may leave unsent.
+        unsent_bytes: of answers that wait for their clients, at the last sum.
+        summed: time of the last sum, by the monotonic clock.
+        ended_unsent: streams ended so far because too much of them was unsent.
     """
 
     most_unsent_bytes: int = 0

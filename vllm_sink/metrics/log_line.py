@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vllm_sink.metrics.messages import StreamStats
 
-#: The module that logs the line, and what no other line of it has.
+#: The module that logs the line, and text that only this line has.
 LOGGER = "vllm.v1.metrics.loggers"
 MARK = "KV cache usage: %.1f%%"
 
@@ -32,26 +32,26 @@ class LogLine(logging.Filter):
         self._since = time.monotonic()
 
     def install(self) -> None:
-        """Take the place of an earlier engine's."""
+        """Replace the filter of an earlier engine."""
         logger = logging.getLogger(LOGGER)
         for earlier in [f for f in logger.filters if isinstance(f, LogLine)]:
             logger.removeFilter(earlier)
         logger.addFilter(self)
 
     def record(self, engine: int, stats: StreamStats) -> None:
-        """Take a message of an engine's."""
+        """Record an engine's message."""
         self._last[engine] = stats
         self._recycled[engine] = self._recycled.get(engine, 0) + stats.recycled_blocks
 
     def new_interval(self) -> None:
-        """Close the interval: its churn is what the next line says."""
+        """Close the interval: the next line reports its churn."""
         now = time.monotonic()
         seconds = max(now - self._since, 1e-9)
         self._churn = {engine: n / seconds for engine, n in self._recycled.items()}
         self._recycled, self._since = {}, now
 
     def text(self, engines: list[int]) -> str:
-        """What the line says of these engines, added up."""
+        """The line's text for these engines, summed."""
         stats = [self._last[i] for i in engines]
         return (
             f"Streams: {sum(s.streams for s in stats)} "
@@ -65,8 +65,8 @@ class LogLine(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Append to the one line; let every record through."""
         if isinstance(record.msg, str) and MARK in record.msg and isinstance(record.args, tuple):
-            one = _ONE_ENGINE.match(record.msg)
-            engines = [i for i in self._last if one is None or i == int(one[1])]
+            engine = _ONE_ENGINE.match(record.msg)
+            engines = [i for i in self._last if engine is None or i == int(engine[1])]
             if engines and "Iteration(" not in record.msg:
                 record.msg += ", %s"
                 record.args = (*record.args, self.text(engines))

@@ -24,27 +24,27 @@ class TenantStats:
 
 @dataclass
 class StreamStats:
-    """One message: levels as they are now, counters since the last message.
+    """One message: gauges as of now, counters since the last message.
 
     Attributes:
         streams: live streams: requests that hold blocks.
         past_context: of these, streams longer than the model's native context.
-        streams_that_fit: endless requests with the engine's own ``S`` that there can be.
+        streams_that_fit: endless requests with the engine's own ``S`` that fit.
         sink_blocks: distinct blocks that some stream pins.
         window_blocks: all other blocks in use.
         free_blocks: blocks in the pool's free queue, cached ones included.
-        promised_streams: requests whose blocks are promised to them.
-        reserved_blocks: blocks that these do not hold yet.
+        promised_streams: requests with a reservation.
+        reserved_blocks: reserved blocks that these do not hold yet.
         window_occupancy: tokens in the windows of live streams, over what these hold; 0 to 1.
         resident_bytes: host memory of the engine core's process; 0 where unknown.
         admitted: admissions.
-        refused_streams: streams for whose blocks there was no room.
+        refused_streams: streams refused because their blocks did not fit.
         refused_waiting: requests that waited too long.
         preemptions: streams that lost their blocks.
         recycled_blocks: blocks that left the middle of a live stream.
         evicted_tokens: tokens that fell out between sinks and window.
         hits_within_sinks: prefix hits that ended in the sinks.
-        hits_past_sinks: prefix hits that took the window over as well.
+        hits_past_sinks: prefix hits that reached the window as well.
         rollovers: seconds that each rollover took.
         ended: length in tokens and age in seconds of each stream that ended.
         tenants: by label; empty unless the label is on.

@@ -26,8 +26,8 @@ def add_stat_logger(init: Callable[..., None], engine: Any, *args: Any, **kwargs
     call = inspect.signature(init).bind(*args, **kwargs)
     if policy_of(call.arguments["vllm_config"]) is not None:
         if call.arguments["log_stats"]:
-            given = list(call.arguments.get("stat_loggers") or [])
-            call.arguments["stat_loggers"] = [*given, _logger_beside(given)]
+            loggers = list(call.arguments.get("stat_loggers") or [])
+            call.arguments["stat_loggers"] = [*loggers, _logger_beside(loggers)]
         elif _serves(engine):
             logger.warning(
                 "--disable-log-stats: /metrics has no vllm_sink_* metrics, and none of vLLM's "
@@ -41,9 +41,9 @@ def _serves(engine: Any) -> bool:
     return any(cls.__name__ == "AsyncLLM" for cls in type(engine).__mro__)
 
 
-def _logger_beside(given: list[Any]) -> type[SinkStatLogger]:
-    """Ray's kind beside Ray's logger, else prometheus-client's."""
-    for other in given:
+def _logger_beside(loggers: list[Any]) -> type[SinkStatLogger]:
+    """The class for Ray's metrics if Ray's logger is among these, else for prometheus-client."""
+    for other in loggers:
         if isinstance(other, type) and issubclass(other, PrometheusStatLogger):
             from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 

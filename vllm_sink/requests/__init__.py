@@ -1,1 +1,1 @@
-"""What a request asks for: where it enters, how it is checked, what the engine core gets of it."""
+"""Requests: where they enter, how they are checked, and what the engine core gets."""

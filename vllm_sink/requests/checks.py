@@ -35,14 +35,14 @@ def check(
     system_tokens: int | None,
     served: bool = False,
 ) -> EngineCoreRequest:
-    """The request, settled: what it asks for can be honoured, and the engine core can read it.
+    """The request with its parameters settled, so that the engine core can read and honour it.
 
     Args:
         request: as vLLM made it; its parameters are this request's own.
         kv_policy: of the engine.
-        vllm_config: of the engine's front.
-        system_tokens: length of the prompt's leading system message, where it is known.
-        served: a client waits for it that can be refused for now.
+        vllm_config: of the engine's front end.
+        system_tokens: length of the prompt's leading system message, if known.
+        served: whether a client waits for it, which can be refused and try again.
 
     Raises:
         VLLMValidationError: HTTP 400, naming the field, the value and what is allowed.
@@ -84,7 +84,7 @@ def check(
 
 
 def _settle_tenant(request: SinkRequest) -> None:
-    """Write whose it is into the request, and keep its cached blocks apart where that is asked."""
+    """Write the tenant into the request, and salt its cache if tenants are isolated."""
     entry = limits.ENTRY.get(None)
     if entry is None or not entry.config.on:
         return
@@ -96,7 +96,7 @@ def _settle_tenant(request: SinkRequest) -> None:
 def _reserve(
     request: SinkRequest, params: SamplingParams, kv_policy: KVPolicy, prompt_tokens: int
 ) -> None:
-    """Ask the tenant's limits for all answers of a request.
+    """Reserve all answers of a request within the tenant's limits.
 
     Raises:
         GracefulHTTPError: 429.
@@ -109,7 +109,7 @@ def _reserve(
 
 
 def _settle_endless(params: SamplingParams, client: ClientRequest | None) -> bool:
-    """Whether the request asks for an endless answer; nothing of that stays in its parameters.
+    """Whether the request asks for an endless answer; removes the option from its parameters.
 
     Raises:
         PolicyError: it is neither true nor false.
@@ -127,15 +127,15 @@ def _settle_endless(params: SamplingParams, client: ClientRequest | None) -> boo
 
 
 def _names_length(params: SamplingParams, client: ClientRequest | None, filled_in: int) -> bool:
-    """Whether anybody said how long the answer may be.
+    """Whether the client or the model sets a maximum length of the answer.
 
     vLLM's routes fill in what is left of ``max_model_len``, or the model's own default where its
     ``generation_config`` has one.
 
     Args:
         params: as vLLM made them.
-        client: who wrote the request.
-        filled_in: what vLLM fills in.
+        client: the HTTP request, if there is one.
+        filled_in: what is left of ``max_model_len``.
     """
     if params.max_tokens is None:
         return False

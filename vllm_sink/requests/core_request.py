@@ -1,4 +1,4 @@
-"""What the server itself says of a request, on its way to the engine core.
+"""The server's own data on a request, on its way to the engine core.
 
 A client can write ``SamplingParams.extra_args``, so nothing that the server decides travels there:
 the request that goes to the engine core (``vllm/v1/engine/__init__.py``) has more fields, which
@@ -22,14 +22,14 @@ from vllm_sink.requests.options import SINK_TOKENS, WINDOW_TOKENS, stream_policy
 
 @dataclass(frozen=True)
 class ServerFields:
-    """What the server says of a request.
+    """The server's own data on a request.
 
     Attributes:
-        tenant: whose it is; None where nobody looked.
-        stream: it may outgrow what can be computed again: its blocks are promised to it when it
-            comes, and it is never preempted for another's sake.
-        served: a client waits for it that can be refused for now, and should not wait without end;
-            not so where an engine is used from Python.
+        tenant: its tenant; None if not determined.
+        stream: it may outgrow what can be computed again: its blocks are reserved when it arrives,
+            and it is never preempted for another request.
+        served: a client waits for it, which can be refused and must not wait forever; False where
+            an engine is used from Python.
     """
 
     tenant: str | None = None
@@ -38,7 +38,7 @@ class ServerFields:
 
 
 class SinkRequest(EngineCoreRequest, kw_only=True):  # type: ignore[call-arg]
-    """vLLM's request with what the server says of it: the fields of :class:`ServerFields`."""
+    """vLLM's request with the fields of :class:`ServerFields`."""
 
     tenant: str | None = None
     stream: bool = False
@@ -46,7 +46,7 @@ class SinkRequest(EngineCoreRequest, kw_only=True):  # type: ignore[call-arg]
 
 
 def seal(request: EngineCoreRequest) -> SinkRequest:
-    """The same request with the server's fields, empty as yet; itself if it has them."""
+    """The same request with the server's fields at their defaults; itself if it has them."""
     if isinstance(request, SinkRequest):
         return request
     fields = EngineCoreRequest.__struct_fields__  # type: ignore[attr-defined]
@@ -58,7 +58,7 @@ _FIELDS = Attached("sink_server_fields", ServerFields())
 
 
 def server_fields(request: Request) -> ServerFields:
-    """What the server says of a request in the scheduler."""
+    """The server's data on a request in the scheduler."""
     return _FIELDS.get(request)
 
 
@@ -68,8 +68,8 @@ def carry_server_fields(
     """``Request.from_engine_core_request`` that keeps the server's fields.
 
     vLLM decodes requests in a thread of its own (``EngineCoreProc.process_input_sockets``) and
-    answers an error there to the one client whose request it is; so what the scheduler reads of a
-    request is looked at here.
+    reports an error there to the request's client alone, so what the scheduler reads of a request
+    is checked here.
     """
     made = make(request, *args, **kwargs)
     kept = stream_policy_of(request.sampling_params, StreamPolicy(0, 1))

@@ -1,10 +1,10 @@
 """Where every request enters the engine, and is checked before anything is allocated.
 
 Requests come by many routes (chats, batches, beams, tokens, tool turns of Responses, Python), and
-all of them end in ``AsyncLLM.add_request`` or ``LLMEngine.add_request``, which make an engine's
-request of them in ``InputProcessor.process_inputs`` (vLLM: ``v1/engine/``)::
+all of them end in ``AsyncLLM.add_request`` or ``LLMEngine.add_request``, which turn them into an
+engine's request in ``InputProcessor.process_inputs`` (vLLM: ``v1/engine/``)::
 
-    route -> add_request ── whose it is                  401
+    route -> add_request ── its tenant                   401
                 ├─ process_inputs ── checks.check        400, then the tenant's limits: 429
                 └─ OutputProcessor.add_request ── it is counted
 
@@ -60,7 +60,7 @@ async def entered(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """``AsyncLLM.add_request``: lets in what may come in, and tells the client's middleware."""
+    """``AsyncLLM.add_request``: checks a request, and passes a refusal to the middleware."""
     kv_policy = policy_of(engine.vllm_config)
     if kv_policy is None:
         return await add_request(request_id, prompt, params, *args, **kwargs)
@@ -81,10 +81,10 @@ async def entered(
 
 
 def _counted(engine: Any, client: ClientRequest | None) -> AbstractContextManager[None]:
-    """A tenant's request is counted; what comes from Python is nobody's.
+    """Count a tenant's request while it is added; a request from Python has no tenant.
 
     Raises:
-        VLLMValidationError: it cannot be determined whose it is.
+        VLLMValidationError: its tenant cannot be determined.
         GracefulHTTPError: 401.
     """
     config = TenancyConfig.from_config(engine.vllm_config.additional_config)
@@ -106,7 +106,7 @@ def entered_from_python(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """``LLMEngine.add_request``, likewise."""
+    """``LLMEngine.add_request``: checks a request that is built by hand."""
     kv_policy = policy_of(engine.vllm_config)
     if kv_policy is not None and isinstance(prompt, EngineCoreRequest):
         prompt = check(prompt, kv_policy, engine.vllm_config, None)
@@ -114,14 +114,14 @@ def entered_from_python(
 
 
 def refuse_streaming_input(prompt: object) -> None:
-    """Refuse a prompt that comes piece by piece.
+    """Refuse a prompt that comes in pieces.
 
-    vLLM turns what has been said into prompt at each piece, at whatever point of a rollover, and
-    the stream outgrows the length on which its reservation of blocks rests.
+    At each piece vLLM turns the output so far into prompt, at any point of a rollover, and the
+    stream outgrows the length that its reservation assumes.
     """
     if isinstance(prompt, AsyncGenerator):
         raise VLLMValidationError(
             "streaming input (an asynchronous generator as the prompt) is not allowed with "
-            "--kv-policy; allowed: a request for each piece, which finds the others cached",
+            "--kv-policy; allowed: a request for each piece (the prefix cache has the others)",
             parameter="prompt",
         )

@@ -1,6 +1,6 @@
 """Numbers that the engine core has room for, and requests that can be sent to it.
 
-vLLM bounds most numbers by ``max_model_len`` in front; under the policy a stream has none there.
+vLLM's front end bounds most numbers by ``max_model_len``; under the policy it has no such limit.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def bound_numbers(params: SamplingParams, vocab_size: int) -> None:
             continue  # settled with the length
         value = getattr(params, name)
         if name == "seed":
-            # Each of n answers has the next one.
+            # Each of n answers takes the next seed.
             if value is not None and not -INT64_MAX - 1 <= value <= INT64_MAX - (params.n - 1):
                 raise PolicyError(name, value, f"{-INT64_MAX - 1} to {INT64_MAX - (params.n - 1)}")
         elif isinstance(value, int) and not -INT32_MAX - 1 <= value <= INT32_MAX:
@@ -50,7 +50,7 @@ def bound_numbers(params: SamplingParams, vocab_size: int) -> None:
 
 
 class _Wire:
-    """vLLM's own encoder and decoder of requests; they are not safe in several threads."""
+    """vLLM's own encoder and decoder of requests, which are not thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -58,7 +58,7 @@ class _Wire:
         self._decoder = MsgpackDecoder(SinkRequest)
 
     def round_trip(self, request: SinkRequest) -> None:
-        """Write and read a request, as the engine core will."""
+        """Encode and decode a request, as on the way to the engine core."""
         with self._lock:
             self._decoder.decode(self._encoder.encode(request))
 

@@ -1,4 +1,4 @@
-"""What a request may ask for that would outgrow its segment, and how long it may become."""
+"""How long a request may become, and what it may ask for if it outgrows a segment."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from vllm_sink.errors import PolicyError
 
 
 def settle_length(params: Any, prompt_tokens: int, longest: int, default: int | None) -> int:
-    """The most tokens that the request can have; its ``max_tokens`` is cut to what is left.
+    """Set ``max_tokens``; return the request's maximum length, prompt and output together.
 
     Args:
         params: vLLM's sampling parameters, this request's own.
         prompt_tokens: length of the prompt.
-        longest: of any stream of the engine; past what stands for "until stopped", that.
-        default: ``max_tokens`` of one that names no length, None where this one does.
+        longest: maximum length of any stream of the engine.
+        default: ``max_tokens`` of a request that names no length; None if this one does.
     """
     longest = min(longest, segments.ENDLESS_TOKENS)
     room = longest - prompt_tokens
@@ -32,8 +32,8 @@ def settle_length(params: Any, prompt_tokens: int, longest: int, default: int | 
 def default_max_tokens(configured: int | None, native_context: int, prompt_tokens: int) -> int:
     """The answer's length where a request names none.
 
-    As in vLLM it ends where the model's context does. A prompt that vLLM would refuse because it
-    fills the context by itself, gets an answer of the context's length.
+    As in vLLM it ends where the model's context does. A prompt that fills the context by itself,
+    which vLLM would refuse, gets an answer of the context's length.
 
     Args:
         configured: ``--sink-default-max-tokens``.
@@ -52,9 +52,9 @@ def is_stream(
     """Whether a request may outgrow what can be computed again.
 
     Args:
-        endless: it says so.
+        endless: whether it asks to be endless.
         params: its sampling parameters, settled.
-        total_tokens: the most tokens that it can have.
+        total_tokens: its maximum length, prompt and output together.
         kv_policy: of the engine.
         block_size: tokens in a block.
     """
@@ -79,7 +79,7 @@ def check_segment(
         kv_policy: of the engine.
         window_tokens: ``W`` of the request.
         prompt_tokens: length of the prompt.
-        total_tokens: the most tokens that the request can have.
+        total_tokens: the request's maximum length, prompt and output together.
         block_size: tokens in a block.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a request may ask of this project: the names of its options, and what they may be."""
+"""Options that a request may set for this project, and names that are mistaken for them."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ __all__ = [
 #: The key in ``vllm_xargs`` (HTTP) and in ``SamplingParams.extra_args`` (Python).
 SINK_TOKENS = "sink_tokens"
 
-#: Another: its own window.
+#: Likewise: the request's own window.
 WINDOW_TOKENS = "window_tokens"
 
 #: The key of a rendered prompt that holds the length of its system message, set by the renderer's
 #: wrapper (``vllm_sink/serving/system_prompt.py``).
 SYSTEM_TOKENS = "sink_system_tokens"
 
-#: Another: the request is a stream; no length ends it but its own ``max_tokens``.
+#: An option: the request is a stream, which no length but its own ``max_tokens`` ends.
 ENDLESS = "endless"
 
-#: Every option of a request's.
+#: Every option of a request.
 OPTIONS = (SINK_TOKENS, WINDOW_TOKENS, ENDLESS)
 
-#: What a name must contain to be meant for one of these, and which that is. (A bare ``window`` may
-#: be another plugin's.)
+#: Parts of a name that is meant for an option, and the option. (A bare ``window`` may be another
+#: plugin's.)
 _MEANT = {
     "sink": SINK_TOKENS,
     "window_token": WINDOW_TOKENS,
@@ -47,13 +47,13 @@ _MEANT = {
     "endless": ENDLESS,
 }
 
-#: How alike a name must be to an option's to be taken for a slip of the pen.
+#: Similarity from which a name counts as a misspelt option.
 _ALIKE = 0.9
 
-#: Fields that hold a request's settings, in which an option may stand by mistake.
+#: Fields that hold a request's settings, into which an option may be put by mistake.
 _HOLDERS = ("extra_body", "extra_args", "sampling_params", "chat_template_kwargs")
 
-#: As an example of each.
+#: Example values for errors.
 _EXAMPLES: dict[str, int | bool] = {SINK_TOKENS: 4, WINDOW_TOKENS: 1024, ENDLESS: True}
 
 
@@ -62,7 +62,7 @@ class _Params(Protocol):
 
 
 def stream_policy_of(params: _Params | None, default: StreamPolicy) -> StreamPolicy:
-    """``S`` and ``W`` of a request that has been checked; of ``default`` what it does not name."""
+    """``S`` and ``W`` of a request that has been checked; ``default``'s where it names none."""
     extra = None if params is None else params.extra_args
     if not extra:
         return default
@@ -73,17 +73,17 @@ def stream_policy_of(params: _Params | None, default: StreamPolicy) -> StreamPol
 
 
 def refuse_unknown(options: Iterable[str], fields: Mapping[str, Any]) -> None:
-    """Refuse a name that can only be meant for this project and is none of its own.
+    """Refuse a misspelt or misplaced option of this project.
 
-    vLLM passes on whatever a request carries, and ignores a field that it does not know, so nothing
-    else reports it.
+    vLLM passes on whatever a request carries, and ignores unknown fields, so nothing else reports
+    it.
 
     Args:
         options: names in ``vllm_xargs``, or ``extra_args``.
         fields: the request's own fields.
 
     Raises:
-        PolicyError: with the name that is meant.
+        PolicyError: naming the option that is meant.
     """
     for name in options:
         if _meant(name) and name not in OPTIONS:
@@ -108,7 +108,7 @@ def _misplaced(name: str, option: str, where: str) -> PolicyError:
 
 
 def _meant(name: str) -> str | None:
-    """The option that a name can only be meant for, if there is one."""
+    """The option that a name is meant for, if any."""
     lower = str(name).lower()
     for part, option in _MEANT.items():
         if part in lower:

@@ -1,4 +1,4 @@
-"""What the engine core refuses or gives up, as the client gets it: an HTTP status and a text.
+"""Refusals of the engine core, as clients get them: an HTTP status and a text.
 
 vLLM's core can end a request with an error and no more (``FinishReason.ERROR``, HTTP 500). The
 status travels in the ``stop_reason`` of such an output, which only the core writes.
@@ -20,7 +20,7 @@ class Refusal:
 
     Attributes:
         status: 429 or 503.
-        retry_after: seconds after which it may be worth to come again.
+        retry_after: seconds after which the client may try again.
         message: for the client.
     """
 
@@ -37,7 +37,7 @@ class Refusal:
 
     @classmethod
     def of(cls, output: EngineCoreOutput) -> Refusal | None:
-        """The refusal that an output brings, if it does."""
+        """The refusal that an output carries, if any."""
         reason = output.stop_reason
         if output.finish_reason != FinishReason.ERROR or not isinstance(reason, str):
             return None
@@ -48,7 +48,7 @@ class Refusal:
 
 
 class RefusedError(Exception):
-    """The scheduler does not take a request.
+    """The scheduler refuses a request.
 
     Attributes:
         refusal: what its client gets.

@@ -24,10 +24,10 @@ def settle_window(
     client: ClientRequest | None,
     kv_policy: KVPolicy,
 ) -> int:
-    """``W`` of the request, which stays in its parameters where it is not the engine's.
+    """``W`` of the request; it stays in its parameters if it is not the engine's.
 
     Raises:
-        PolicyError: not a number, or none that this engine can honour.
+        PolicyError: not a number, or one that this engine cannot honour.
     """
     extra = params.extra_args or {}
     written: Mapping[str, Any] = {} if client is None else client.options
@@ -78,7 +78,7 @@ def settle_sinks(
         params.extra_args = {k: v for k, v in extra.items() if k != SINK_TOKENS} or None
         if not kv_policy.pins_system or system_tokens is None:
             return
-        # Nobody named for so many: as many of them as fit.
+        # The request does not name a number, so none is refused: as many as fit are pinned.
         maximum = kv_policy.native - window
         value = min(system_tokens, maximum, max_sink_tokens(kv_policy, window, pool.block_size))
     elif value == SYSTEM and system_tokens is not None:
@@ -165,9 +165,9 @@ class PoolLimits:
 
     Attributes:
         block_size: tokens in a block.
-        in_flight_tokens: most tokens scheduled and not settled.
+        in_flight_tokens: maximum of tokens scheduled and not settled.
         total_tokens: bookkeeping limit of a stream.
-        pool_blocks: blocks of one engine's pool; 0 where that is not known.
+        pool_blocks: blocks of one engine's pool; 0 if unknown.
     """
 
     def __init__(self, vllm_config: Any) -> None:

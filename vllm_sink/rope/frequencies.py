@@ -2,7 +2,7 @@
 
 RoPE (Su et al., arXiv 2104.09864) turns pair ``i`` of a head by ``t * inv_freq[i]``. Linear,
 Llama-3 and YaRN scaling only choose other ``inv_freq`` (YaRN also scales the amplitude), so the
-score of two tokens still depends on their distance alone, which is what the policy stands on.
+score of two tokens still depends on their distance alone, on which the policy relies.
 Scaling that depends on the sequence's length (dynamic NTK, LongRoPE) breaks that: refused.
 """
 
@@ -37,8 +37,7 @@ class Frequencies(NamedTuple):
 def frequencies(rotary: RotaryEmbeddingBase) -> Frequencies:
     """The frequencies of a vLLM rotary module.
 
-    The float32 values that the model was built with, widened: the model's own frequencies, not
-    better ones.
+    The float32 values that the model was built with, widened and not recomputed.
 
     Raises:
         UnsupportedError: a class whose angles are not ``t * inv_freq``.

@@ -1,11 +1,11 @@
 """Angles in fixed point: exact at any int64 index, without a table.
 
-A pair of channels turns by ``t * f`` radians, and only the fraction of a whole turn matters. Taken
-as a 64-bit integer that counts 2^-64 of a turn, the angle of one token is a number of such units,
-the angle of token ``t`` is that number times ``t``, and integer multiplication drops the whole
-turns by itself, since it wraps at 2^64. The error is at most t / 2^65 of a turn: 10^-7 radians at
-t = 5 * 10^11. In float32 the same product is wrong by 0.014 radians at t = 10^6 and by 0.28 at
-1.6 * 10^7, and vLLM's table of cos and sin ends at the model's context.
+A pair of channels turns by ``t * f`` radians, and only the fraction of a whole turn matters. In
+units of 2^-64 of a turn, the angle of one token is a 64-bit integer, the angle of token ``t`` is
+``t`` times that integer, and integer multiplication drops whole turns because it wraps at 2^64. The
+error is at most t / 2^65 of a turn: 10^-7 radians at t = 5 * 10^11. In float32 the same product is
+wrong by 0.014 radians at t = 10^6 and by 0.28 at 1.6 * 10^7, and vLLM's table of cos and sin ends
+at the model's context.
 
 One multiplication of two integers, one conversion: it fuses into whatever reads it, on a CPU and on
 a GPU, and negative indices turn the other way.

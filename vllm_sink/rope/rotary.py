@@ -30,7 +30,7 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, neox_style: bo
 
 
 class ExactRotary(nn.Module):
-    """Takes the place of a vLLM rotary module in one layer; same call, no table.
+    """Replaces a vLLM rotary module in one layer; same call, no table.
 
     Args:
         frequencies: of the module that it replaces.
@@ -67,7 +67,7 @@ class ExactRotary(nn.Module):
     def turn_back(self, query: torch.Tensor, evicted: torch.Tensor) -> torch.Tensor:
         """``R(-e) q``: bring a query [n, heads, head_size] back by ``evicted`` [n] tokens.
 
-        The amplitude is in the query already.
+        The query includes the amplitude already.
         """
         cos, sin = angles(-evicted, self.units)
         return rotate(query, cos, sin, self.is_neox_style)

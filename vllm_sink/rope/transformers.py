@@ -1,7 +1,7 @@
 """Exact angles for models that vLLM serves through Transformers (GPT-NeoX since vLLM 0.27).
 
-There one rotary module stands at the top of the model and hands cos and sin to every layer, which
-turns queries and keys itself.
+There one rotary module at the top of the model passes cos and sin to every layer, which turns
+queries and keys itself.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ KNOWN = ("GPTNeoXRotaryEmbedding",)
 
 
 class ExactCosSin(ExactRotary):
-    """Takes the place of a Transformers rotary module: same call, angles exact at any index."""
+    """Replaces a Transformers rotary module: same call, angles exact at any index."""
 
     def forward(  # type: ignore[override]
         self, x: torch.Tensor, position_ids: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """cos and sin [batch, n, rotary_dim] in the dtype of ``x``, of ``position_ids`` [batch, n].
 
-        The dtype is Transformers' own choice: in bf16 each angle is rounded, at any index alike.
+        The dtype is Transformers' own choice: in bf16 cos and sin are rounded, at any index alike.
         """
         cos, sin = angles(position_ids.flatten(), self.units)
         shape = (*position_ids.shape, -1)

@@ -1,9 +1,9 @@
-"""What the engine core refuses or gives up reaches the client as the status that it is.
+"""Refusals of the engine core reach the client with their HTTP status.
 
-The core's last output of a request can bring a :class:`~vllm_sink.requests.refusal.Refusal`; vLLM
-would make an answer with ``"finish_reason": "error"`` or HTTP 500 of it. Here it becomes an
+The core's last output of a request can carry a :class:`~vllm_sink.requests.refusal.Refusal`; vLLM
+would turn it into an answer with ``"finish_reason": "error"`` or into HTTP 500. Here it becomes an
 exception in the task that waits for the answer, which every route turns into its own error; a
-streamed answer has not begun by then (``caller_middleware.py``).
+streamed answer has not begun by then (``request_middleware.py``).
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from vllm_sink.client_request import CLIENT_REQUEST, ClientRequest
 from vllm_sink.compat.attached import Attached
 from vllm_sink.requests.refusal import Refusal
 
-#: On vLLM's ``RequestOutputCollector``: who waits for it.
+#: On vLLM's ``RequestOutputCollector``: the client that waits for it.
 _CLIENT: Attached[ClientRequest | None] = Attached("sink_client_request", None)
 
 
 def remember_client(
     add_request: Callable[..., None], processor: Any, request: Any, *args: Any, **kwargs: Any
 ) -> None:
-    """``OutputProcessor.add_request``: this task's client waits for what comes in the queue."""
+    """``OutputProcessor.add_request``: remembers which client waits for the request's queue."""
     add_request(request, *args, **kwargs)
     client = CLIENT_REQUEST.get(None)
     state = processor.request_states.get(request.request_id)
@@ -61,7 +61,7 @@ def raise_refusals(
 
 
 def _end(processor: Any, request_id: str, refusal: Refusal) -> list[str]:
-    """Tell who waits; the requests that are to be aborted in the engine core."""
+    """Pass a refusal to the client; return the requests to abort in the engine core."""
     state = processor.request_states.get(request_id)
     if state is None:
         return []

@@ -1,9 +1,9 @@
-"""A replica that goes: it takes nothing new, lets streams finish, and tells the rest why they end.
+"""Shutdown of a server: refuses new requests, lets streams finish, ends the rest with a reason.
 
-vLLM's ``--shutdown-timeout`` lets requests finish for so long and then kills the engine; its API
-server then waits for clients that wait for it, without end, and meanwhile takes requests that it
-throws away. An endless stream never finishes by itself. So a little before the time is up what
-still runs is ended with an error that says so; its client continues elsewhere, from its history.
+vLLM's ``--shutdown-timeout`` lets requests finish for that long and then kills the engine; its API
+server then waits forever for clients that wait for it, and meanwhile accepts requests that it
+drops. An endless stream never finishes by itself. So shortly before the timeout, what still runs is
+ended with an error that says so; its client continues elsewhere, from its history.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from contextlib import contextmanager, suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
-#: What a client gets, in an error of this type.
+#: Messages to clients, in an error of this type.
 ENDED = (
     "this server is shutting down and the stream was still running: send the conversation again, "
-    "with the same x-session-id, to go on elsewhere"
+    "with the same x-session-id, to continue elsewhere"
 )
 REFUSED = "this server is shutting down: send the request again, another one will take it"
 ERROR_TYPE = "ServiceUnavailable"
 STATUS = 503
 
-#: Seconds kept of the grace period for telling clients and for stopping the engine.
+#: Seconds of the grace period that are left for ending responses and stopping the engine.
 MARGIN = 5.0
 
 
@@ -33,7 +33,7 @@ class Drain:
     """The responses of one engine.
 
     Attributes:
-        begun: whether nothing new is taken.
+        begun: whether new requests are refused.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class Drain:
         self.begun = False
 
     def begin(self, seconds: float) -> None:
-        """Take nothing new, and end what still runs after ``seconds``. From any thread."""
+        """Refuse new requests, and end what still runs after ``seconds``. From any thread."""
         with self._changed:
             if self.begun:
                 return
@@ -52,13 +52,13 @@ class Drain:
                 live.expire_at(self._deadline)
 
     def wait_until_idle(self, seconds: float) -> bool:
-        """Block until no response runs, at most so long. Not on an event loop's thread."""
+        """Block until no response runs, at most ``seconds``. Not on an event loop's thread."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._live, seconds)
 
     @contextmanager
     def live(self) -> Iterator[Live]:
-        """A response that runs; on the event loop that runs it."""
+        """Register a response while it runs; called on its event loop."""
         live = Live()
         with self._changed:
             self._live.add(live)
@@ -93,7 +93,7 @@ class Live:
             self._loop.call_soon_threadsafe(later)
 
 
-#: Of each engine in this process; one that is closed says nothing of the next.
+#: One for each engine in this process; a closed engine does not affect the next.
 _DRAINS: WeakKeyDictionary[Any, Drain] = WeakKeyDictionary()
 
 
@@ -103,14 +103,14 @@ def drain_of(engine: Any) -> Drain:
 
 
 def grace(timeout: float) -> float:
-    """How long streams may finish in a grace period of ``timeout`` seconds."""
+    """Seconds that streams have to finish in a grace period of ``timeout`` seconds."""
     return max(0.0, timeout - min(MARGIN, timeout / 3))
 
 
 def drain_first(shutdown: Callable[..., None], engine: Any, timeout: float | None = None) -> None:
     """``AsyncLLM.shutdown``, which vLLM's server calls on SIGTERM, that drains first."""
     began = time.monotonic()
-    if not _on_event_loop():  # there it is the last clearing up, and no response could end
+    if not _on_event_loop():  # there it is the final cleanup, and no response could end
         drain = drain_of(engine)
         drain.begin(grace(timeout or 0.0))
         drain.wait_until_idle((timeout or 0.0) + 1.0)

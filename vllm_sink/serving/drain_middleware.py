@@ -1,4 +1,4 @@
-"""Draining, as HTTP has it: 503 for what is new, an error event at the end of what is cut."""
+"""Draining over HTTP: 503 for new requests, an error event at the end of a stream that is cut."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _App = Callable[[_Message, Any, _Send], Awaitable[None]]
 
 
 def error(message: str) -> dict[str, dict[str, Any]]:
-    """An error as OpenAI's API has it."""
+    """An error in the format of OpenAI's API."""
     return {"error": {"message": message, "type": ERROR_TYPE, "param": None, "code": STATUS}}
 
 
@@ -25,7 +25,7 @@ def last_event(message: str = ENDED) -> str:
 
 
 class DrainMiddleware:
-    """ASGI: what the engine's :class:`~vllm_sink.serving.drain.Drain` says, said to clients."""
+    """ASGI: applies the engine's :class:`~vllm_sink.serving.drain.Drain` to its requests."""
 
     def __init__(self, app: _App) -> None:
         self.app = app
@@ -58,7 +58,7 @@ class DrainMiddleware:
                 await asyncio.wait({running, expiry}, return_when=asyncio.FIRST_COMPLETED)
                 if running.done():
                     return running.result()
-                response.closed = True  # whatever the app still says, the last word is ours
+                response.closed = True  # what the app still sends is dropped
                 await response.end()
             finally:
                 expiry.cancel()
@@ -86,7 +86,7 @@ class _Response:
         await self._send(message)
 
     async def end(self) -> None:
-        """Say why it ends."""
+        """End the response with the reason."""
         if not self._started:
             await _answer(self._send, ENDED)
             return

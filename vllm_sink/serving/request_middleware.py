@@ -1,8 +1,8 @@
 """The HTTP request that a task answers, kept for its checks; refusals become statuses.
 
 A streamed answer begins before its request reaches the engine: its status is 200 by then, and a
-refusal would be an event in its body. An event stream is held until the engine core has said
-something of it, also where the route has events of its own before that (Responses); what is refused
+refusal would be an event in its body. So an event stream is held until the engine core begins the
+answer, even if the route sends events of its own before that (Responses); a request that is refused
 until then, by checks, by the engine core, or because it waited too long, is answered with its own
 status. (With ``--sse-keep-alive-interval``, until the first comment.)
 """
@@ -81,7 +81,7 @@ class _HeldResponse:
                 self._held.append(message)
                 last = not message.get("more_body", False)
                 # A comment that keeps the connection alive (--sse-keep-alive-interval) must go out
-                # now; what is refused at once has been refused long before the first one.
+                # now; an immediate refusal comes long before the first one.
                 comment = message.get("body", b"").startswith(b":")
                 if self._client.settled or last or comment:
                     await self._let_go()
@@ -91,7 +91,7 @@ class _HeldResponse:
             await self._send(message)
 
     def _with_retry_after(self, start: _Message) -> list[tuple[bytes, bytes]]:
-        """Headers; of a response that says "not now", with when."""
+        """The headers, with Retry-After for 429 and 503."""
         headers = list(start["headers"])
         if start["status"] in (429, 503) and not any(
             n.lower() == b"retry-after" for n, _ in headers
@@ -111,12 +111,12 @@ class _HeldResponse:
         )
 
     def _release_soon(self) -> None:
-        # One turn of the loop later: of several prompts in a request, each is seen by then.
+        # One iteration of the loop later: all prompts of a request have been seen by then.
         self._release = asyncio.ensure_future(self._release_now())
 
     async def _release_now(self) -> None:
         async with self._lock:
-            # Until there is something to tell, it can have another status.
+            # Until there is a body to send, the status can still change.
             if self._holding and (self._client.refusal is not None or len(self._held) > 1):
                 await self._let_go()
 
@@ -152,10 +152,10 @@ class _HeldResponse:
 
 
 def from_request(headers: dict[str, str], request: Any) -> ClientRequest:
-    """The client where requests do not come as ASGI: in a replica of Ray's.
+    """The client's request where requests do not come through ASGI: in a replica of Ray's.
 
     Args:
-        headers: as Ray hands them on.
+        headers: as Ray passes them on.
         request: one of vLLM's request models, as pydantic read it.
     """
     large = {"messages", "prompt", "input", "token_ids"}

@@ -37,7 +37,7 @@ async def count_system_tokens(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """``preprocess_chat``: counts the leading system message, where somebody may pin it.
+    """``preprocess_chat``: counts the leading system message if it may be pinned.
 
     The number travels beside the tokens (``SYSTEM_TOKENS``), and with the client's request, because
     beam search makes prompts of its own.
@@ -83,7 +83,7 @@ async def _shared(tokens_of: Callable[..., Any], system: list[Any]) -> Sequence[
     except Exception as error:
         # A template raises whatever it likes, Jinja's errors included.
         logger.debug("The chat template does not render a system message alone: %s", error)
-    # Some templates want a user turn (Mistral, Gemma): what two different ones have in common.
+    # Some templates need a user turn (Mistral, Gemma): take what two different ones share.
     shown = [[*system, {"role": "user", "content": probe}] for probe in _PROBES]
     rendered = [await tokens_of(messages) for messages in shown]
     return rendered[0][: _common(*rendered)]
@@ -96,7 +96,7 @@ def _copy(request: Any) -> Any:
 
 
 def _leading(messages: list[Any]) -> int:
-    """How many messages a conversation begins with that are instructions."""
+    """How many leading messages of a conversation are instructions."""
     for i, message in enumerate(messages):
         if _role(message) not in _SYSTEM_ROLES:
             return i

@@ -30,7 +30,7 @@ def attach(vllm_config: Any, plan: Plan, engine_args: Any) -> Choice:
     Args:
         vllm_config: as vLLM made it.
         plan: of the engine.
-        engine_args: what the config was made of; an error names the flags as given.
+        engine_args: what the config was made from; an error names the flags as given.
 
     Raises:
         PolicyError: a stream has no room in its segment, or in the pool.

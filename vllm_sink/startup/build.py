@@ -19,7 +19,7 @@ def build(engine_args: Any, plan: Plan, create: Callable[[], Any]) -> Any:
     """vLLM's ``VllmConfig``.
 
     Args:
-        engine_args: vLLM's; ``max_model_len`` is as it was when this returns.
+        engine_args: vLLM's; ``max_model_len`` is restored on return.
         plan: of the engine.
         create: vLLM's ``create_engine_config``, bound.
     """
@@ -44,8 +44,8 @@ def build(engine_args: Any, plan: Plan, create: Callable[[], Any]) -> Any:
 def _long_streams() -> Iterator[None]:
     """Let vLLM take a ``max_model_len`` past the model's context while the config is made.
 
-    vLLM refuses it, or warns of positions that were never learned. Under the policy no token ever
-    stands at one: positions end at S + W - 1.
+    vLLM refuses it, or warns of positions that were never learned. Under the policy no token gets
+    one: positions end at S + W - 1.
     """
     name = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
     before = os.environ.get(name)

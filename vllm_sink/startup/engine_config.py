@@ -1,7 +1,7 @@
 """From flags to an engine under the policy: wraps ``EngineArgs.create_engine_config``.
 
-The one place before any process starts where both the arguments and vLLM's own reading of the model
-are at hand (``vllm/engine/arg_utils.py``)::
+The one place before any process starts that has both the arguments and vLLM's config of the model
+(``vllm/engine/arg_utils.py``)::
 
     resolve   arguments, model       -> Plan: every number
     build     Plan                   -> VllmConfig, made by vLLM
@@ -37,7 +37,7 @@ def with_policy(
 
     Raises:
         PolicyError: a number of the policy is out of range.
-        UnsupportedError: the model, or a flag beside the policy.
+        UnsupportedError: the model or another flag does not work with the policy.
         SystemExit: either, where the arguments come from a command line.
     """
     from_command_line = FROM_COMMAND_LINE.get(engine_args)
@@ -63,7 +63,7 @@ def _requested(engine_args: Any) -> KVPolicy | None:
         return None
     kv_policy = KVPolicy.from_config(config[CONFIG_KEY])
     if not kv_policy.active:
-        # What is left is what vLLM would have seen without the flag.
+        # The rest is what vLLM would have without the flag.
         engine_args.additional_config = {k: v for k, v in config.items() if k != CONFIG_KEY}
     return kv_policy
 
@@ -73,9 +73,9 @@ def _under_policy(engine_args: Any, kv_policy: KVPolicy, create: Callable[[], An
         logger.warning(warning)
     refuse_overrides(engine_args)
     plan = resolve(engine_args, kv_policy)
-    given = copy.copy(engine_args)  # vLLM writes into them while it makes the config
+    original_args = copy.copy(engine_args)  # vLLM changes them while it makes the config
     vllm_config = build(engine_args, plan, create)
-    choice = attach(vllm_config, plan, given)
+    choice = attach(vllm_config, plan, original_args)
     install_front_end(vllm_config)
     _log(plan, choice)
     return vllm_config

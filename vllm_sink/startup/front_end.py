@@ -1,4 +1,4 @@
-"""What an engine's front needs: checks, counts and metrics, from now on in this process."""
+"""Installs an engine's front end in this process: checks, counts and metrics."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from vllm_sink.config.tenancy import TenancyConfig
 def install_front_end(vllm_config: Any) -> None:
     """Install the hooks in front of an engine; engines without a policy pass through.
 
-    Done where an engine's config is made. Where that is another process than the front end's (Ray
-    Serve makes it in a task that has the GPU), the front end calls this before it makes its engine.
+    Called where an engine's config is made. If that is not the front end's process (Ray Serve makes
+    it in a task that has the GPU), the front end calls it too, before it makes its engine.
 
     Raises:
         PolicyError: the settings of admission or of tenants are wrong.
@@ -21,7 +21,7 @@ def install_front_end(vllm_config: Any) -> None:
     from vllm_sink.metrics.front_end import FRONT_END
     from vllm_sink.tenancy.keys import keys_of
 
-    # They say what is wrong with them now.
+    # Read now, so that wrong settings are errors at start-up.
     tenancy = TenancyConfig.from_config(vllm_config.additional_config)
     if tenancy.keys_file is not None:
         keys_of(tenancy.keys_file)

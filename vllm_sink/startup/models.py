@@ -1,7 +1,7 @@
-"""What the policy is right for, and what is refused, with the reason.
+"""Which models the policy supports, and which are refused, with the reason.
 
 A flag that is silently ignored is the worst outcome, so a model or a feature is refused until a
-test holds it against the reference.
+test compares it with the reference.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vllm_sink.config.kv_policy import KVPolicy
 from vllm_sink.errors import PolicyError, UnsupportedError
 from vllm_sink.startup import features
 
-#: Architectures that tests/e2e/test_architectures.py holds against the reference, token by token.
+#: Architectures that tests/e2e/test_architectures.py compares with the reference, token by token.
 MODELS = {
     "LlamaForCausalLM": "Llama",
     "MistralForCausalLM": "Mistral",
@@ -49,7 +49,7 @@ DEFAULT_WINDOW_PART = 2
 
 @dataclass(frozen=True)
 class Model:
-    """What matters of a model.
+    """What the policy needs to know about a model.
 
     Attributes:
         architecture: as its config names it.
@@ -86,7 +86,7 @@ def examine(model_config: Any) -> Model:
     if model_config.use_mla:
         raise UnsupportedError(
             f"{architecture}: multi-head latent attention keeps a compressed key for position and "
-            "content together, which cannot be met at two positions"
+            "content together, which cannot be rotated to another position"
         )
     if model_config.is_encoder_decoder:
         raise UnsupportedError(f"{architecture}: an encoder-decoder reads its whole input")
@@ -94,18 +94,18 @@ def examine(model_config: Any) -> Model:
         raise UnsupportedError(f"{architecture}: M-RoPE has several indices a token, not one")
     if architecture not in MODELS:
         raise UnsupportedError(
-            f"{architecture}: not held against the reference yet; supported: "
+            f"{architecture}: not tested against the reference yet; supported: "
             f"{', '.join(sorted(MODELS))}"
         )
-    own, layers = _windows(model_config)
+    uniform, layers = _windows(model_config)
     native = int(model_config.max_model_len)
     return Model(
         architecture=architecture,
         family=MODELS[architecture],
         positions=_positions(config, architecture),
         # Distances past its own window are as new to a model as positions past its context.
-        native_context=min(native, own) if own else native,
-        own_window=own,
+        native_context=min(native, uniform) if uniform else native,
+        own_window=uniform,
         layer_windows=layers,
     )
 
@@ -116,7 +116,7 @@ def _positions(config: Any, architecture: str) -> str:
     kinds = sorted({str(p.get("rope_type", "default")) for p in _rope_parameters(config)})
     for kind in kinds:
         if kind not in ROPE_TYPES:
-            why = ROPE_REFUSED.get(kind, "not held against the reference yet")
+            why = ROPE_REFUSED.get(kind, "not tested against the reference yet")
             raise UnsupportedError(f"{architecture} with RoPE scaling {kind!r}: {why}")
     return f"RoPE ({', '.join(kinds)})" if kinds else "RoPE (default)"
 
@@ -173,7 +173,7 @@ def resolve(kv_policy: KVPolicy, model: Model) -> KVPolicy:
 
 
 def traits(vllm_config: Any, model: Model) -> Traits:
-    """What the choice of an attention provider depends on; nothing of the GPU is initialised."""
+    """What the choice of an attention provider depends on; the GPU is not initialised."""
     from vllm.platforms import current_platform
 
     capability = None

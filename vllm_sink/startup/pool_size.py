@@ -23,7 +23,7 @@ def kv_bytes_per_block(vllm_config: Any) -> int:
 
 
 def stream_blocks(vllm_config: Any, kv_policy: KVPolicy, in_flight_tokens: int) -> int:
-    """The maximum of blocks that one stream holds with so many tokens in flight."""
+    """The maximum number of blocks of one stream with ``in_flight_tokens`` in flight."""
     return policy.max_blocks(
         kv_policy.sink_tokens,
         kv_policy.window,

@@ -1,6 +1,6 @@
 """First step of start-up: every number of the policy, from the arguments and the model's config.
 
-Nothing is changed but ``additional_config``, which then says what was resolved.
+Only ``additional_config`` is changed, to what was resolved.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from vllm_sink.startup import features, models
 
 @dataclass(frozen=True)
 class Plan:
-    """What an engine under the policy is to be.
+    """The settings of an engine under the policy.
 
     Attributes:
-        kv_policy: with every number chosen, the attention provider apart.
-        model: vLLM's reading of the model.
+        kv_policy: with every number chosen, but not the attention provider.
+        model: what vLLM's config says of the model.
         max_stream_tokens: ``--max-model-len``, which bounds a stream; None for no bound.
     """
 
@@ -52,7 +52,7 @@ def resolve(engine_args: Any, kv_policy: KVPolicy) -> Plan:
 
 
 def read_model(engine_args: Any) -> models.Model:
-    """The model's verdict, from its config alone.
+    """What the policy needs to know about the model, from its config alone.
 
     Raises:
         UnsupportedError: with the reason.

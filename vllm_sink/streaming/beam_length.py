@@ -1,4 +1,4 @@
-"""How long beams may become: no further than the model's context.
+"""How long beams may become: at most the model's context.
 
 Beam search asks the engine for one token at a time and sends the whole text each time
 (``vllm/entrypoints/generate/beam_search/online.py``), as often as ``max_tokens`` says; by default
@@ -26,7 +26,7 @@ def end_at_context(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """``beam_search`` that ends at the model's context unless it is to end before."""
+    """``beam_search`` that ends at the model's context at the latest."""
     kv_policy = policy_of(serving.engine_client.vllm_config)
     if kv_policy is not None:
         length = len(prompt.get("prompt_token_ids", ()))

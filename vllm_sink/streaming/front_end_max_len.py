@@ -16,9 +16,9 @@ from typing import Any
 from vllm_sink.compat.attached import Attached
 from vllm_sink.config.kv_policy import KVPolicy, policy_of
 
-#: The largest integer that every reader of JSON has (RFC 8259, section 6). Where a stream has no
-#: limit it is the front end's ``max_model_len``, so that any ``max_tokens`` that a client can mean
-#: is taken; ``segments.ENDLESS_TOKENS`` is what the engine gets in its place.
+#: The largest integer that every JSON parser can represent (RFC 8259, section 6). Where a stream
+#: has no limit it is the front end's ``max_model_len``, so that any ``max_tokens`` is accepted; the
+#: engine gets ``segments.ENDLESS_TOKENS`` in its place.
 MAX_JSON_INTEGER = (1 << 53) - 1
 
 #: On the front end's ``ModelConfig``: the length that clients see instead.
@@ -33,7 +33,7 @@ def longest(kv_policy: KVPolicy) -> int:
 def separate_front_end_config(
     init: Callable[..., None], engine: Any, *args: Any, **kwargs: Any
 ) -> None:
-    """``__init__`` of an engine's front (``AsyncLLM``, ``LLMEngine``) that knows streams."""
+    """``__init__`` of ``AsyncLLM`` or ``LLMEngine`` that gives it a config of its own."""
     init(*args, **kwargs)
     kv_policy = policy_of(engine.vllm_config)
     if kv_policy is None:
@@ -49,10 +49,10 @@ def separate_front_end_config(
 
 
 async def name_context(respond: Callable[..., Any], serving: Any, *args: Any, **kwargs: Any) -> Any:
-    """A response with ``max_model_len``, where a client finds how long a request may be.
+    """A response whose ``max_model_len`` tells clients how long a request may be.
 
-    Clients count what is left of it, or cut their history to it: they see where a request ends
-    that does not ask for more.
+    Clients compute the remaining room from it, or cut their history to it, so they get the length
+    at which a request ends that does not ask for more.
     """
     response = await respond(*args, **kwargs)
     context = _CONTEXT.get(serving.model_config)

@@ -1,12 +1,12 @@
 """What the front end keeps of a streamed answer: its last tokens.
 
 vLLM's ``RequestState`` (``v1/engine/output_processor.py``) holds the whole text, every token and
-every log-probability until a request ends, also when the client takes them as they come; and since
+every log-probability until a request ends, even if the client takes them as they come; and because
 it appends to one string, a token costs more the longer the text is. With
-``RequestOutputKind.DELTA`` what has been sent is never read again, but for the context of a UTF-8
-sequence and of a stop string.
+``RequestOutputKind.DELTA`` what has been sent is never read again, except as context of a UTF-8
+sequence or a stop string.
 
-An answer that is wanted in one piece is held in one piece: that is what was asked for.
+An answer that is not streamed is kept whole, because it is sent whole.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What waits in memory for its client is bounded in bytes, and shown.
+"""Output that waits in memory for its client is bounded in bytes, and exported as a metric.
 
 vLLM merges what a client has not taken yet into one output (``RequestOutputCollector``,
 ``v1/engine/output_processor.py``): text, tokens and log-probabilities, for as long as the request
-lives; and of an answer that is wanted in one piece it keeps all of that until the end. An ordinary
-request ends before that matters. A stream does not: past ``--sink-max-unsent-mib`` it is ended, as
-if its client had left; it gets all that was waiting, and ``"finish_reason": "abort"``.
+lives; and it keeps all of an answer that is not streamed until the end. An ordinary request ends
+before that matters. A stream does not: past ``--sink-max-unsent-mib`` it is ended, as if its client
+had left; the client gets all that was waiting, and ``"finish_reason": "abort"``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _STREAM = Attached("sink_stream", False)
 def mark_streams(
     add_request: Callable[..., None], processor: Any, request: Any, *args: Any, **kwargs: Any
 ) -> None:
-    """``OutputProcessor.add_request``: which answers do not end by themselves."""
+    """``OutputProcessor.add_request``: marks answers that do not end by themselves."""
     add_request(request, *args, **kwargs)
     state = processor.request_states.get(request.request_id)
     if state is not None and isinstance(request, SinkRequest) and request.stream:
@@ -50,7 +50,7 @@ def abort_slow_clients(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """``OutputProcessor.process_outputs``: ends streams of which too much waits."""
+    """``OutputProcessor.process_outputs``: ends streams with too much unsent output."""
     processed = process_outputs(engine_core_outputs, *args, **kwargs)
     for output in engine_core_outputs:
         state = processor.request_states.get(output.request_id)
@@ -60,7 +60,7 @@ def abort_slow_clients(
             continue
         logger.warning(
             "Request %s is ended: %d bytes of its answer wait in memory for its client "
-            "(--sink-max-unsent-mib %g), which does not read, or wants all of it in one piece.",
+            "(--sink-max-unsent-mib %g), which does not read, or does not stream the answer",
             state.external_req_id,
             size,
             FRONT_END.most_unsent_bytes / 2**20,
@@ -76,9 +76,9 @@ def abort_slow_clients(
 
 
 def held(state: Any) -> int:
-    """Bytes that are kept of an answer, about: what its client has not taken, and what vLLM keeps.
+    """Bytes kept of an answer, estimated: what its client has not taken, and what vLLM keeps.
 
-    Of a streamed answer it keeps the end alone (``output_trimming.py``).
+    Only the end of a streamed answer is kept (``output_trimming.py``).
     """
     size = 0
     queue, detokenizer = state.queue, state.detokenizer

@@ -1,9 +1,9 @@
 """Who may call which route, with ``--sink-tenant-keys`` (vLLM's ``--middleware``).
 
-vLLM's own check of a key guards what begins with /v1 and a few prefixes more, and knows one tenant.
-Here every route needs a key but those that tell nobody anything of anybody, and what concerns more
-than the client's own request (others' requests by their names, weights, sleeping) is an operator's.
-A route that a later vLLM adds is an operator's until it stands here.
+vLLM's own key check covers routes that begin with /v1 and a few more prefixes, and knows one
+tenant. Here every route but those for probes and monitoring needs a key, and a route that affects
+more than the client's own request (others' requests by name, weights, sleep) needs an operator's.
+So does a route that a later vLLM adds, until it is listed here.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _Send = Callable[[_Message], Awaitable[None]]
 _Receive = Callable[[], Awaitable[_Message]]
 _App = Callable[[_Message, _Receive, _Send], Awaitable[None]]
 
-#: What probes and Prometheus ask for.
+#: Routes of probes and Prometheus.
 OPEN = ("/health", "/ping", "/version", "/load", "/metrics")
 
-#: A tenant's own requests, and what costs no more than reading a text.
+#: Routes of a tenant's own requests, and those that cost no more than reading a text.
 TENANTS = (
     "/v1/models",
     "/v1/completions",
@@ -52,7 +52,7 @@ TENANTS = (
 
 
 class KeyMiddleware:
-    """ASGI: lets in who has a key, to what is theirs."""
+    """ASGI: checks a request's key, and whether its tenant may call the route."""
 
     def __init__(self, app: _App) -> None:
         self.app = app
@@ -81,13 +81,13 @@ class KeyMiddleware:
 
 
 def _keys_file(scope: _Message) -> str | None:
-    """The file of keys of the server that a request is for."""
+    """The file of keys of the server that gets a request."""
     engine = scope["app"].state.engine_client
     return TenancyConfig.from_config(engine.vllm_config.additional_config).keys_file
 
 
 def refusal_of(keys_file: str, scope: _Message) -> tuple[HTTPStatus, str] | None:
-    """Why a request may not come in; None where it may."""
+    """Why a request is refused; None if it is allowed."""
     path = scope["path"].removeprefix(scope.get("root_path", ""))
     if scope.get("method") == "OPTIONS" or path in OPEN or path.startswith("/metrics/"):
         return None

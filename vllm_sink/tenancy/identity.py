@@ -16,11 +16,11 @@ from vllm_sink.tenancy.labels import NONE
 
 
 def tenant_of(config: TenancyConfig, client: ClientRequest) -> Tenant:
-    """Whose a request is.
+    """The tenant of a request.
 
     Raises:
-        PolicyError: the header that says so was given twice, or the name is no text.
-        GracefulHTTPError: 401, there is no key, or none that is known.
+        PolicyError: the header occurs twice, or the name is not printable.
+        GracefulHTTPError: 401, there is no key, or it is unknown.
     """
     if config.keys_file is not None:
         return by_key(config.keys_file, client)
@@ -34,17 +34,17 @@ def tenant_of(config: TenancyConfig, client: ClientRequest) -> Tenant:
 
 
 def by_key(path: str, client: ClientRequest) -> Tenant:
-    """Whose the key of a request is.
+    """The tenant that the key of a request belongs to.
 
     Raises:
-        PolicyError: the header was given twice.
+        PolicyError: the header occurs twice.
         GracefulHTTPError: 401.
     """
     key = _bearer(client.header("authorization")) or client.header("x-api-key") or ""
     tenant = keys_of(path).find(key) if key else None
     if tenant is None:
         raise GracefulHTTPError(
-            "Unauthorized: a key is needed that this server knows (Authorization: Bearer KEY)",
+            "Unauthorized: a key of this server is required (Authorization: Bearer KEY)",
             HTTPStatus.UNAUTHORIZED,
         )
     return tenant
@@ -56,5 +56,5 @@ def _bearer(header: str | None) -> str | None:
 
 
 def cache_salt(tenant: str, salt: str | None) -> str:
-    """A salt of the prefix cache that is no other tenant's, whatever salt a client names itself."""
+    """A salt of the prefix cache that no other tenant has, whatever salt a client sends."""
     return hashlib.sha256(json.dumps([tenant, salt]).encode()).hexdigest()

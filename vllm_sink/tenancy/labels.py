@@ -18,7 +18,7 @@ _DIGITS = 12
 def hashed(name: str) -> str:
     """The label of a tenant whose name is not shown: ``printf %s NAME | sha256sum | cut -c1-12``.
 
-    It hides a name from who reads graphs, not from who can guess it.
+    It hides a name from readers of graphs, but not from those who can guess it.
     """
     return hashlib.sha256(name.encode()).hexdigest()[:_DIGITS]
 
@@ -52,6 +52,6 @@ class Labels:
         return self._labels[name]
 
     def __iter__(self) -> Iterator[str]:
-        """Every label that was given, and those that are shared."""
+        """Every label in use, and the shared ones."""
         yield from self._labels.values()
         yield from (OTHER, NONE)

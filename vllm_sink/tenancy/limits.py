@@ -1,13 +1,13 @@
-"""What a tenant has at once, and all of them together; past its limits, HTTP 429.
+"""What each tenant, and all together, have at once; past a limit, HTTP 429.
 
 ::
 
-    AsyncLLM.add_request ── entry(): whose it is
-        └─ checks.check ── reserve(): all that is asked for, or 429
+    AsyncLLM.add_request ── entry(): its tenant
+        └─ checks.check ── reserve(): all that it asks for, or 429
                └─ OutputProcessor.add_request ── begins(): counted for as long as vLLM knows it
-        what was reserved and did not begin is given back, whatever happened
+        what was reserved and did not begin is given back in any case
 
-A request that is refused, here or anywhere, leaves nothing. The counts are this process's: of a
+A request that is refused, here or anywhere, is not counted. The counts are this process's: of a
 server, or of one replica.
 """
 
@@ -28,10 +28,10 @@ from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 from vllm_sink.config.tenancy import FLAGS, Limits, TenancyConfig
 from vllm_sink.tenancy.keys import Tenant
 
-#: Seconds after which a refused client may come again, where that is not known better.
+#: Retry-After in seconds, where no better value is known.
 AFTER = 5
 
-#: Live requests that are looked through at least, before those that ended are dropped.
+#: Minimum of entries from which those that ended are dropped.
 SWEEP = 256
 
 _CALLED = {
@@ -45,7 +45,7 @@ _TOTAL_FLAGS = {name: FLAGS.get(f"total_{name}", "") for name in vars(Limits())}
 
 @dataclass(frozen=True)
 class Demand:
-    """What requests have, or one asks for; sums of them are, too.
+    """What one request, or several together, have or ask for.
 
     Attributes:
         max_streams, max_pinned_tokens, max_queued_requests: as in ``Limits``.
@@ -64,10 +64,10 @@ class Demand:
 
 
 class Bucket:
-    """Tokens that may be spent: a minute's at once, and as many in every minute.
+    """Tokens that may be spent: those of a minute at once, refilled at the same rate.
 
-    What a stream says is spent when it was said, so that it can be less than nothing; then the next
-    request waits until it is not.
+    Generated tokens are spent after the fact, so it can be overdrawn; then the next request waits
+    until it is not.
     """
 
     def __init__(self) -> None:
@@ -80,7 +80,7 @@ class Bucket:
         self._at = now
 
     def wait(self, tokens: int, per_minute: int) -> float:
-        """Seconds until so many may be spent; a prompt of more than a minute's waits for all."""
+        """Seconds until ``tokens`` may be spent; for more than a minute's, until it is full."""
         self._drain(per_minute)
         over = self.spent + min(tokens, per_minute) - per_minute
         return over * 60 / per_minute
@@ -91,14 +91,14 @@ class Bucket:
 
 @dataclass
 class _Account:
-    """What one tenant has, or all.
+    """What one tenant has, or all together.
 
     Attributes:
-        live: by vLLM's request id: what it has and its ``RequestState``.
-        reserved: what is being added.
-        limits: as they were when it last asked.
+        live: by vLLM's request id, its demand and its ``RequestState``.
+        reserved: demand of requests that are being added.
+        limits: as of its last request.
         bucket: its tokens.
-        sum: of ``live``, at least; requests that ended may be in it still.
+        sum: of ``live``; it may still include requests that ended.
     """
 
     live: dict[str, tuple[Demand, Any]] = field(default_factory=dict)
@@ -110,7 +110,7 @@ class _Account:
 
     @property
     def owes(self) -> bool:
-        """Whether it has used tokens that are not yet its own again."""
+        """Whether its bucket is not full again yet."""
         per_minute = self.limits.tokens_per_minute
         return per_minute is not None and self.bucket.wait(per_minute, per_minute) > 0
 
@@ -122,7 +122,7 @@ class _Account:
         self.sum += demand
 
     def recount(self, known: Mapping[str, Any]) -> None:
-        """Drop what ended, and what no longer queues."""
+        """Drop requests that ended, and queue counts of those that no longer wait."""
         total = Demand()
         live = {}
         for name, (before, state) in self.live.items():
@@ -138,7 +138,7 @@ class TenantCounts:
     """Counts of one server's tenants.
 
     Args:
-        config: the operator's.
+        config: the operator's settings.
         known: the requests that the front end knows: vLLM's ``OutputProcessor.request_states``.
     """
 
@@ -151,11 +151,11 @@ class TenantCounts:
         self._pays: dict[str, str] = {}
 
     def limits_of(self, tenant: Tenant) -> Limits:
-        """A tenant's own limits, and for the rest those of every tenant."""
-        given = vars(self.config.limits) | {
+        """A tenant's own limits; the operator's defaults where it has none."""
+        values = vars(self.config.limits) | {
             name: value for name, value in vars(tenant.limits).items() if value is not None
         }
-        return Limits(**given)
+        return Limits(**values)
 
     def has(self, tenant: str) -> Demand:
         """What a tenant has now."""
@@ -164,11 +164,11 @@ class TenantCounts:
         return account.sum + account.reserved
 
     def require(self, tenant: Tenant, demand: Demand, prompt_tokens: int) -> None:
-        """Refuse what is too much.
+        """Refuse a demand that passes a limit.
 
         Raises:
-            VLLMValidationError: 400, it is more than there ever can be.
-            GracefulHTTPError: 429, naming the limit, what there is, and when to come again.
+            VLLMValidationError: 400, it alone passes the limit.
+            GracefulHTTPError: 429, naming the limit, the current count, and when to try again.
         """
         account = self._account(tenant.name)
         account.limits = self.limits_of(tenant)
@@ -226,17 +226,17 @@ class TenantCounts:
         self._next_sweep = max(SWEEP, 2 * len(kept))
 
     def reserve(self, tenant: str, demand: Demand, tokens: int) -> None:
-        """Count what is being added; ``tokens`` of prompts are spent."""
+        """Count a request that is being added, and spend the ``tokens`` of its prompt."""
         for account in (self._account(tenant), self._all):
             account.reserved += demand
             account.bucket.spend(tokens)
 
     def give_back(self, tenant: str, demand: Demand, tokens: int) -> None:
-        """It was not added after all, or it has begun and spends nothing for that."""
+        """Undo ``reserve``: a request was not added, or has begun and is counted as live."""
         self.reserve(tenant, demand.times(-1), -tokens)
 
     def begins(self, tenant: str, request_id: str, demand: Demand) -> None:
-        """The front end knows a request now."""
+        """Count a request that the front end has registered."""
         state = self._known[request_id]
         for account in (self._account(tenant), self._all):
             account.begin(request_id, demand, state, self._known)
@@ -245,7 +245,7 @@ class TenantCounts:
         self._pays[request_id] = tenant
 
     def spent(self, request_id: str, tokens: int) -> None:
-        """An answer has grown."""
+        """Spend tokens of an answer."""
         tenant = self._pays.get(request_id)
         if tenant is not None:
             self._account(tenant).bucket.spend(tokens)
@@ -266,12 +266,12 @@ class Entry:
     """A request that is being added to the engine.
 
     Attributes:
-        config: the operator's.
-        counts: the server's; None where nothing is limited.
-        tenant: whose it is.
+        config: the operator's settings.
+        counts: the server's counts; None if nothing is limited.
+        tenant: its tenant.
         demand: of each of its answers.
-        answers: those that have not begun.
-        tokens: of its prompt, until one began.
+        answers: number of answers that have not begun.
+        tokens: of its prompt, until an answer begins.
     """
 
     config: TenancyConfig
@@ -282,7 +282,7 @@ class Entry:
     tokens: int = 0
 
     def reserve(self, answers: int, demand: Demand, prompt_tokens: int) -> None:
-        """Ask for all of it.
+        """Reserve all answers of the request.
 
         Raises:
             GracefulHTTPError: 429.
@@ -294,7 +294,7 @@ class Entry:
         self.counts.reserve(self.tenant.name, demand.times(answers), prompt_tokens)
 
     def begins(self, request_id: str) -> None:
-        """One of the answers is known to the front end."""
+        """Count an answer that the front end has registered."""
         if self.counts is not None and self.answers:
             self.answers -= 1
             self.tokens = 0
@@ -302,7 +302,7 @@ class Entry:
             self.counts.begins(self.tenant.name, request_id, self.demand)
 
     def close(self) -> None:
-        """Give back what did not begin."""
+        """Give back the answers that did not begin."""
         if self.counts is not None and self.answers:
             n, self.answers = self.answers, 0
             self.counts.give_back(self.tenant.name, self.demand.times(n), self.tokens)
@@ -311,18 +311,18 @@ class Entry:
 #: The request that this task is adding.
 ENTRY: ContextVar[Entry] = ContextVar("vllm_sink_entry")
 
-#: Of each front end in this process.
+#: The counts of each front end in this process.
 _COUNTS: WeakKeyDictionary[Any, TenantCounts] = WeakKeyDictionary()
 
 
 @contextmanager
 def entry(processor: Any, config: TenancyConfig, tenant: Tenant) -> Iterator[None]:
-    """Count a request while it is added to the engine; its answers count on by themselves.
+    """Count a request while it is added to the engine; its answers are counted until they end.
 
     Args:
         processor: vLLM's ``OutputProcessor``.
-        config: the operator's.
-        tenant: whose it is.
+        config: the operator's settings.
+        tenant: of the request.
     """
     counts = None
     if config.counts:
@@ -344,7 +344,7 @@ def entry(processor: Any, config: TenancyConfig, tenant: Tenant) -> Iterator[Non
 def count_answer(
     add_request: Callable[..., None], processor: Any, request: Any, *args: Any, **kwargs: Any
 ) -> None:
-    """``OutputProcessor.add_request``, where an answer becomes known."""
+    """``OutputProcessor.add_request``: counts an answer."""
     add_request(request, *args, **kwargs)
     found = ENTRY.get(None)
     if found is not None and request.request_id in processor.request_states:
@@ -358,7 +358,7 @@ def spend_tokens(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """``OutputProcessor.process_outputs``: counts what was generated."""
+    """``OutputProcessor.process_outputs``: counts generated tokens."""
     counts = _COUNTS.get(processor)
     if counts is not None:
         for output in engine_core_outputs:

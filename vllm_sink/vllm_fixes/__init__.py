@@ -1,1 +1,1 @@
-"""Workarounds for faults of vLLM itself; each says upstream's issue, and when it can go."""
+"""Workarounds for bugs in vLLM; each names the upstream issue, and when it can be removed."""

@@ -1,7 +1,7 @@
 """Text of a byte-level tokenizer's tokens (Llama 3, Qwen, GPT-2).
 
-A token is bytes whatever stands beside it, so the tokens' bytes are decoded as UTF-8; at most three
-are held.
+A token's bytes do not depend on its neighbours, so the tokens' bytes are decoded as UTF-8; at most
+three are held back.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {
 
 
 def bytes_of(name: str) -> bytes:
-    """The bytes that a vocabulary's name of a token stands for."""
+    """The bytes of a token, from its name in the vocabulary."""
     try:
         return bytes([_BYTE_OF[character] for character in name])
     except KeyError:  # an added token, of characters that stand for no byte
@@ -30,7 +30,7 @@ def bytes_of(name: str) -> bytes:
 class ByteDecodeStream:
     """Text of tokens that are bytes.
 
-    Equal to what decoding prompt and answer together adds to the prompt's own text.
+    The same text that decoding prompt and answer together adds to the prompt's own text.
 
     Args:
         read: a token id's bytes; None to skip it.
@@ -41,7 +41,7 @@ class ByteDecodeStream:
         self._read = read
         data = b"".join(end_of(prompt, read))
         _, used = codecs.utf_8_decode(data, "replace", False)
-        #: A UTF-8 sequence without its end.
+        #: An incomplete UTF-8 sequence.
         self._open = data[used:]
         #: What the prompt's text already shows for it.
         self._shown = self._open.decode("utf-8", "replace")

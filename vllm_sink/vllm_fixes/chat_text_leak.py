@@ -1,11 +1,11 @@
-"""A streamed chat is not kept by what writes it.
+"""vLLM keeps no copy of the text of a streamed chat.
 
 ``OpenAIServingChat.chat_completion_stream_generator`` appends every piece of an answer to a copy of
-the whole (``previous_texts``), a new string each time: a token of a stream that has said 40 MB
-costs 40 MB of copying. What it has it for is one line of the log of ``--enable-log-outputs``; where
-that is off nothing reads it, and the pieces are given as strings that leave no trace in a sum.
+the whole (``previous_texts``), a new string each time: after 40 MB of text a token costs 40 MB of
+copying. Only a log line of ``--enable-log-outputs`` reads the copy; without that flag the pieces
+are strings that add nothing when they are appended.
 
-A parser of tool calls or of reasoning needs the text: with one, pieces are plain.
+A parser of tool calls or of reasoning needs the text: with one, pieces are plain strings.
 
 Upstream: none known. Can go when the generator keeps no text where nothing reads it.
 """
@@ -26,9 +26,9 @@ class UnkeptText(str):
 
 
 class _UnkeptResults:
-    """Results whose texts leave no trace.
+    """Results with ``UnkeptText``.
 
-    No generator: a client that leaves must reach vLLM's own as directly as before.
+    Not a generator: when a client leaves, vLLM's own must be closed as directly as before.
     """
 
     def __init__(self, results: AsyncIterator[Any]) -> None:
@@ -52,7 +52,7 @@ def stream_without_copy(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """``chat_completion_stream_generator`` that holds no text, where none is wanted."""
+    """``chat_completion_stream_generator`` that keeps no text if nothing reads it."""
     if serving.parser_cls is None and not serving.enable_log_outputs:
         result_generator = _UnkeptResults(result_generator)
     return stream(request, result_generator, *args, **kwargs)

@@ -1,7 +1,7 @@
-"""What turns the tokens of an answer into text as they come, after the last ones of its prompt.
+"""Decode streams: turn the tokens of an answer into text as they come, after those of its prompt.
 
-``ByteDecodeStream`` and ``TextDecodeStream`` do. Both hold text for three more tokens at most, each
-of which is a byte or more: a UTF-8 sequence has at most four. What they still hold when the answer
+``ByteDecodeStream`` and ``TextDecodeStream`` hold text back for three more tokens at most, each of
+which is a byte or more: a UTF-8 sequence has at most four. What they still hold when the answer
 ends is given out then.
 """
 
@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 
 #: Tokens after which a UTF-8 sequence is complete, or will never be.
 OPEN = 3
-#: Tokens of a prompt, or of what has been given out, that decide how the next one is written.
+#: Tokens of a prompt, or of the text given out, that decide how the next one is written.
 CONTEXT = 8
 #: Tokens at the end of a prompt among which those are looked for; skipped ones do not count.
 LOOK_BACK = 64

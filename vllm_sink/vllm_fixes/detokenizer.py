@@ -1,4 +1,4 @@
-"""Text of tokens as they come: exact at U+FFFD and special tokens, and as cheap later as at first.
+"""Text of tokens as they come: exact at U+FFFD and special tokens, at a constant cost per token.
 
 vLLM's detokenizers (``v1/engine/detokenizer.py``) give out no text while it ends in U+FFFD, which
 may be a UTF-8 sequence that the next token completes, and decode everything since they last did:
@@ -122,6 +122,6 @@ def choose_detokenizer(
     """``IncrementalDetokenizer.from_new_request`` that makes this project's, as vLLM chooses."""
     theirs = from_new_request(tokenizer, _without_prompt(request))
     ours = _OURS.get(type(theirs))
-    if ours is None:  # no detokenization was asked for
+    if ours is None:  # the request wants no text
         return from_new_request(tokenizer, request)
     return ours(tokenizer, request)

@@ -1,8 +1,8 @@
 """Seeded requests whose prompt is prefilled in chunks, on the CPU.
 
 vLLM samples after every chunk and, for all but the last, winds the request's generator back by the
-numbers drawn (``GPUModelRunner._bookkeeping_sync``). A CPU generator has no offset to wind back:
-the engine dies of it, with every stream on it. One that remembers its state can do without.
+numbers drawn (``GPUModelRunner._bookkeeping_sync``). A CPU generator has no offset, so the engine
+dies, and every stream with it. A generator that remembers its state needs no offset.
 
 Upstream: none known of vLLM itself ("CPU Generator does not use offset" in qualcomm/vllm-qaic#92).
 Can go when the V1 runner does not draw for rows whose prompt is not complete.

@@ -1,4 +1,4 @@
-"""Text of tokens of which only a decoder knows what each adds: all that are not byte-level.
+"""Text of tokens that only a decoder can turn into text: all that are not byte-level.
 
 A few tokens are decoded with and without the next one, as tokenizers' ``DecodeStream`` does.
 """
@@ -24,9 +24,9 @@ class TextDecodeStream:
     the prompt's.
 
     Args:
-        read: what stands for a token id in ``pieces``; None to skip it.
+        read: the piece for a token id; None to skip it.
         decode: the text of pieces.
-        alone: the text of one, which is asked for at nearly every step.
+        alone: the text of one piece, which is needed at nearly every step.
         prompt: token ids before the answer.
     """
 
@@ -46,8 +46,8 @@ class TextDecodeStream:
     def _begin(self) -> None:
         """Begin between characters, and with the open one alone if the prompt ends in one.
 
-        Byte fallback writes marks for all characters in bytes that stand beside part of one, which
-        the first pieces may be, and writes the characters once an open one is complete.
+        Byte fallback writes marks for all byte tokens next to an incomplete character, which the
+        first pieces may be part of, and writes the characters once that one is complete.
         """
         for tail in range(min(OPEN, len(self._pieces)) + 1):
             end = len(self._pieces) - tail
@@ -65,43 +65,43 @@ class TextDecodeStream:
         pieces.append(piece)
         text = self._text = self._decode(pieces)
         if not text.startswith(known):
-            said = self._realign(before)
+            new_text = self._realign(before)
         elif self._context == len(pieces) - 1 and text != known and text[-1] != MARK:
             # Nearly every token, so without a call: nothing was held, and it becomes the context.
             self._pieces, self._context = [piece], 1
             self._known = self._text = self._alone(piece) or ""
             return text[len(known) :]
         else:
-            said = ""
+            new_text = ""
         if self._text.endswith(MARK):
-            said += self._settled()
+            new_text += self._settled()
         elif len(self._text) > len(self._known):
-            said += self._text[len(self._known) :]
+            new_text += self._text[len(self._known) :]
             self._move()
-            return said
+            return new_text
         if len(self._pieces) > LIMIT:
-            said += self._shorten()
-        return said
+            new_text += self._shorten()
+        return new_text
 
     def flush(self) -> str:
-        said = self._text[len(self._known) :]
+        held = self._text[len(self._known) :]
         self._known = self._text
-        return said
+        return held
 
     def _move(self) -> None:
         """All text is given out: what was held becomes the context."""
-        gone = max(self._context, len(self._pieces) - CONTEXT)
-        del self._pieces[:gone]
+        num_dropped = max(self._context, len(self._pieces) - CONTEXT)
+        del self._pieces[:num_dropped]
         self._context = len(self._pieces)
-        if gone:
+        if num_dropped:
             self._text = self._decode(self._pieces)
         self._known = self._text
 
     def _realign(self, before: str) -> str:
-        """The last piece has changed known text; what was held of ``before``, if it is left so."""
+        """The last piece has changed known text; return what ``before`` held, if that stays."""
         settled = self._known.rstrip(MARK)
         if settled != self._known and self._text.startswith(settled):
-            # It completes a sequence. That stays together, or what follows is read from its middle.
+            # It completes a sequence, which stays together: what follows must not start inside it.
             self._known = _common(self._known, self._text)
             self._context = 0
             return ""
@@ -113,18 +113,18 @@ class TextDecodeStream:
         return held
 
     def _settled(self) -> str:
-        """What no further token can change of a text that ends in a mark."""
+        """The part of a text ending in a mark that no further token can change."""
         old = len(self._pieces) - OPEN
         if old <= self._context:
             return ""
         settled = _common(self._decode(self._pieces[:old]), self._text)
-        said = settled[len(self._known) :]
-        if said:
+        new_text = settled[len(self._known) :]
+        if new_text:
             self._known = settled
-        return said
+        return new_text
 
     def _shorten(self) -> str:
-        """Drop pieces between the context and the last ones; what was held, if they cannot stay."""
+        """Drop pieces after the context, but for the last; return what was held if all must go."""
         held = self._text[len(self._known) :]
         shorter = self._pieces[: self._context] + self._pieces[-OPEN:]
         text = self._decode(shorter)
@@ -133,7 +133,7 @@ class TextDecodeStream:
             self._known = text[: len(text) - len(held)]
             return ""
         if len(self._pieces) < 2 * LIMIT:
-            return ""  # the next token may stand better
+            return ""  # it may work after the next token
         del self._pieces[:-1]
         self._context = 1
         self._known = self._text = self._alone(self._pieces[0]) or ""
@@ -141,7 +141,7 @@ class TextDecodeStream:
 
 
 def _common(a: str, b: str) -> str:
-    """What both begin with."""
+    """The common prefix."""
     if b.startswith(a):
         return a
     return a[: next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), len(b))]

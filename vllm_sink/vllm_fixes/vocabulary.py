@@ -1,4 +1,4 @@
-"""What is asked of a fast tokenizer for each token, remembered for all answers."""
+"""Properties of a fast tokenizer's tokens, cached for all answers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from vllm_sink.vllm_fixes.byte_decode_stream import ByteDecodeStream, bytes_of
 from vllm_sink.vllm_fixes.decode_stream import DecodeStream
 from vllm_sink.vllm_fixes.text_decode_stream import TextDecodeStream
 
-#: Tokens whose bytes or text are remembered for a tokenizer, about 2 MB.
+#: Tokens whose bytes or text are cached for a tokenizer, about 2 MB.
 REMEMBERED = 8192
 
 
 class Vocabulary:
-    """What is asked of a fast tokenizer for each token; one is made for each tokenizer.
+    """Properties of a fast tokenizer's tokens; one for each tokenizer.
 
     Args:
         backend: a ``tokenizers.Tokenizer``, or what stands for one.
@@ -42,7 +42,7 @@ class Vocabulary:
 
     @classmethod
     def of(cls, backend: Any) -> Vocabulary:
-        """The one of this tokenizer, kept with it, as vLLM keeps ``added_token_ids``."""
+        """The vocabulary of this tokenizer, an attribute of it like vLLM's ``added_token_ids``."""
         found = getattr(backend, "sink_vocabulary", None)
         if found is None or found._backend is not backend:
             found = backend.sink_vocabulary = cls(backend)
@@ -62,7 +62,7 @@ class Vocabulary:
         return None if name is None else bytes_of(name)
 
     def stream(self, prompt: Sequence[int], skip_special_tokens: bool) -> DecodeStream:
-        """The text after a prompt."""
+        """A decode stream for the text after a prompt."""
         skipped = self.special if skip_special_tokens else frozenset()
         if self.byte_level:
             spelled = self.spelled

@@ -1,7 +1,7 @@
-"""Ties each attention layer to the rotary module that turns its keys, and makes that one exact.
+"""Binds each attention layer to the rotary module that turns its keys, made exact.
 
 An attention layer of vLLM does not know its rotary embedding: both are children of one module. In
-models served through Transformers one rotary module stands at the top and serves every layer.
+models served through Transformers one rotary module at the top serves every layer.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from vllm_sink.rope.rotary import ExactRotary
 
 
 def bind_rotary(model: nn.Module, true_positions: bool = False) -> None:
-    """Give every attention layer of ``model`` its exact rotary module, or see that it has ALiBi.
+    """Give every attention layer of ``model`` its exact rotary module, or check that it has ALiBi.
 
     vLLM shares one rotary module between layers, and between engines of one process: it is replaced
     as a child, never changed.
 
     Args:
         model: as vLLM loaded it.
-        true_positions: of the policy. A layer that is given no rotary module to turn its queries
-            back by meets sinks where they truly are, whichever provider computes it.
+        true_positions: of the policy. A layer without a rotary module does not turn its queries
+            back, so they read sinks at their true distance, with any provider.
 
     Raises:
-        UnsupportedError: a layer has neither a rotary module nor ALiBi, or some rotary module turns
-            keys that no layer under the policy was found for.
+        UnsupportedError: a layer has neither a rotary module nor ALiBi, or a rotary module belongs
+            to no layer under the policy.
     """
     layers = {p: m for p, m in model.named_modules() if isinstance(m, Attention)}
     if not layers:
@@ -66,7 +66,7 @@ def bind_rotary(model: nn.Module, true_positions: bool = False) -> None:
 
 
 def _rotaries(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Every path to a rotary module; a shared one stands at several."""
+    """Every path to a rotary module; a shared one has several."""
     return [
         (path, module)
         for path, module in model.named_modules(remove_duplicate=False)
@@ -75,7 +75,7 @@ def _rotaries(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _shared(rotaries: dict[str, nn.Module]) -> list[str]:
-    """The one rotary module of a Transformers model, if this is one."""
+    """The path of a Transformers model's one rotary module; empty for other models."""
     top = [p for p, m in rotaries.items() if not isinstance(m, RotaryEmbeddingBase)]
     return top if len(top) == len(rotaries) else []
 

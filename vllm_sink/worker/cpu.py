@@ -17,7 +17,7 @@ class SinkCPUWorker(SinkWorkerMixin, CPUWorker):
 
     @override
     def compile_or_warm_up_model(self) -> Any:
-        # Not by the first stream that decodes.
+        # Compile it now, not when the first stream decodes.
         cpu_decode.kernel()
         return super().compile_or_warm_up_model()
 

@@ -1,8 +1,9 @@
-"""Penalties count every token of a stream, also those that have rolled out (V1 runner).
+"""Penalties count every token of a stream, even those that have rolled out (V1 runner).
 
 vLLM's V1 sampler counts the lists it holds at every step; a rollover shortens them, and the output
-would depend on the segment. What leaves is counted here, once: two rows of the vocabulary for each
-stream that has a penalty, of whatever length. (The V2 runner counts tokens as they come.)
+would depend on the segment. Tokens that leave are counted here, once: two vectors over the
+vocabulary for each stream with a penalty, at any length. (The V2 runner counts tokens as they
+come.)
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class PenaltyHistory:
         self.output = torch.zeros(vocab_size, dtype=torch.int64)
 
     def add(self, prompt: Sequence[int], output: Sequence[int]) -> None:
-        """These tokens leave."""
+        """Count tokens that leave the lists."""
         self.prompt[list(prompt)] = True
         self.output += torch.bincount(
             torch.tensor(output, dtype=torch.int64), minlength=len(self.output)
@@ -49,7 +50,7 @@ def apply_with_history(
     metadata: Any,
     output_token_ids: list[list[int]],
 ) -> torch.Tensor:
-    """Penalties over what a stream's lists hold and what has left them, in place.
+    """Apply penalties over what a stream's lists hold and what has left them, in place.
 
     As ``apply_penalties`` in ``vllm/model_executor/layers/utils.py``.
 

@@ -1,9 +1,9 @@
-"""What the policy needs of a model runner, whichever of vLLM's two it is.
+"""What the policy needs of a model runner, for both of vLLM's.
 
 A runner keeps tables of its requests: tokens, lengths, blocks. Before a step, the tables of each
-stream that rolled become what the scheduler's lists are (``vllm_sink/segments.py``); in every step
-the positions of a stream's tokens are raised by its base, to their true index, by which keys are
-rotated and the sinks are turned back. Slots and lengths stay bookkeeping indices.
+stream that rolled are set to the scheduler's lists (``vllm_sink/segments.py``); in every step a
+stream's base is added to the positions of its tokens, which gives their true index, by which keys
+are rotated and queries turned back. Slots and lengths stay bookkeeping indices.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class RunnerTables(RowPolicies):
         self.count = 0
 
     def before_step(self, scheduler_output: SchedulerOutput) -> None:
-        """Bring the tables to where the scheduler's lists are."""
+        """Bring the tables in line with the scheduler's lists."""
         rollovers = rollovers_of(scheduler_output)
         self.count += len(rollovers.rolled)
         self.update(scheduler_output, rollovers)

@@ -49,7 +49,7 @@ class V1RunnerTables(RunnerTables):
             for name in scheduler_output.finished_req_ids:
                 self.bases.pop(name, None)
                 self.histories.pop(name, None)
-            # A stream that comes back after a preemption starts again.
+            # A stream that resumes after a preemption starts again.
             for name in scheduler_output.scheduled_cached_reqs.resumed_req_ids:
                 self.bases.pop(name, None)
         for rolled in rollovers.rolled:
@@ -80,7 +80,7 @@ class V1RunnerTables(RunnerTables):
         state.num_computed_tokens = rolled.num_computed_tokens
         state.block_ids = (list(rolled.block_ids),)
         self.bases[rolled.request_id] = rolled.base
-        # vLLM's own update of the step fills the row anew, as for any request that sat one out.
+        # vLLM's own update fills the row again, as for any request that skipped a step.
         self.runner.input_batch.remove_request(rolled.request_id)
 
     # -- the runner's methods, wrapped ------------------------------------------------------------
@@ -92,7 +92,7 @@ class V1RunnerTables(RunnerTables):
         scheduler_output: Any,
         num_scheduled_tokens: np.ndarray,
     ) -> Any:
-        """``_prepare_inputs``: the slots are computed and the positions are not used yet."""
+        """``_prepare_inputs``: adds bases after slots are computed, before positions are used."""
         prepared = prepare_inputs(scheduler_output, num_scheduled_tokens)
         bases = self.token_bases(num_scheduled_tokens)
         if bases is not None:

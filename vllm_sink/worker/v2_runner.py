@@ -1,8 +1,7 @@
 """The adapter of vLLM's V2 model runner (``v1/worker/gpu/model_runner.py``).
 
-A stream's row of the runner's tables is written over in place, by the runner's own staged writes,
-which run on the GPU in the order of the steps. What the sampler has counted of a stream stays where
-it is.
+A stream's row of the runner's tables is overwritten in place, by the runner's own staged writes,
+which run on the GPU in the order of the steps. The sampler's counts of a stream stay.
 """
 
 from __future__ import annotations
@@ -42,8 +41,8 @@ class V2RunnerTables(RunnerTables):
         self._new_bases: dict[str, int] = {}
         # Rows of the step that is being built; None in a warm-up.
         self._rows: np.ndarray | None = None
-        # Looked for now, not when the first prompt is fed: of an unknown version this says so.
-        # Only the last rank of a pipeline samples.
+        # Looked up now, so that an unknown version fails here and not when a prompt is fed. Only
+        # the last rank of a pipeline samples.
         self._sampler = None if runner.sampler is None else compat.prompt_states(runner.sampler)
         install_on(runner, self, "V2 runner")
 
@@ -66,8 +65,8 @@ class V2RunnerTables(RunnerTables):
         for rollover in rolled:
             self._roll(rows[rollover.request_id], rollover)
         if rolled and not scheduler_output.scheduled_new_reqs:
-            # vLLM applies block tables before every step, these when requests join; and only once
-            # a step, because its buffers are as many as there are steps in flight.
+            # vLLM applies block tables before every step, but these only when requests join. At
+            # most once a step: there is one buffer for each step in flight.
             self.runner.req_states.apply_staged_writes()
 
     def _roll(self, row: int, rolled: Rollover) -> None:
@@ -88,7 +87,7 @@ class V2RunnerTables(RunnerTables):
             self._lengthen_prompt(row, rolled.fed)
 
     def _lengthen_prompt(self, row: int, tokens: list[int]) -> None:
-        """The sampler's prompt becomes longer: for its penalties, and for ``min_tokens``."""
+        """Lengthen the sampler's prompt, for its penalties and for ``min_tokens``."""
         if self._sampler is None:
             return
         logit_bias, penalties = self._sampler
@@ -114,7 +113,7 @@ class V2RunnerTables(RunnerTables):
     def prepare_attn(
         self, prepare_attn: Callable[..., Any], state: Any, input_batch: Any, *args: Any, **kw: Any
     ) -> Any:
-        """``prepare_attn``: slots are done; metadata, model and the sampler's noise come next."""
+        """``prepare_attn``: adds bases after slots are computed, before positions are used."""
         rows = input_batch.idx_mapping_np
         bases = self.bases[rows]
         if bases.any():

@@ -31,7 +31,7 @@ else:
 
 
 class SinkWorkerMixin(_Base):
-    """What both platforms' workers get."""
+    """The part of both platforms' workers."""
 
     tables: RunnerTables
 
@@ -104,11 +104,11 @@ class SinkWorkerMixin(_Base):
 
     @override
     def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
-        # What it edits in the runner was made inside it, and cannot be written outside.
+        # The runner's tensors were made in inference mode, and can only be changed in it.
         with torch.inference_mode():
             self.tables.before_step(scheduler_output)
         return super().execute_model(scheduler_output)
 
     def count_rollovers(self) -> int:
-        """How often a stream has rolled over; for ``collective_rpc``."""
+        """The number of rollovers; for ``collective_rpc``."""
         return self.tables.count

@@ -1,9 +1,9 @@
-"""Every place where this package leans on more of vLLM than vLLM promises, and why.
+"""Every place where this package depends on vLLM's internals, and why.
 
-``WRAPS`` is what is installed at run time, and in which order; ``OVERRIDES`` names the classes that
-vLLM takes by its own settings; ``READS`` the attributes that no interface promises. What is
-imported, the package's own source says. Installing, probing, ``vllm-sink doctor --hooks`` and the
-index of ``patches/`` are made from these tables.
+``WRAPS`` is what is installed at run time, in this order; ``OVERRIDES`` names the classes that vLLM
+takes through its own settings; ``READS`` the attributes that no interface promises. Imports are
+found in the package's own source. Installing, probing, ``vllm-sink doctor --hooks`` and the index
+of ``patches/`` use these tables.
 """
 
 from vllm_sink.compat.hooks import (

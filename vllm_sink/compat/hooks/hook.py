@@ -1,4 +1,4 @@
-"""One place where this package leans on more of vLLM than vLLM promises."""
+"""One place where this package depends on vLLM's internals."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class Hook:
     """One place.
 
     Attributes:
-        kind: ``wraps``, a function of vLLM's is called by one of this package; ``replaces``, a name
-            of a module stands for another class; ``adds``, a dataclass has one more field;
-            ``overrides``, a subclass given to vLLM by one of its own settings replaces a method of
-            its base; ``reads``, an attribute that no interface promises; ``imports``, a name that
-            this package imports.
+        kind: ``wraps``, a function of this package is called with vLLM's; ``replaces``, a name of a
+            module is bound to another class; ``adds``, a dataclass gets one more field;
+            ``overrides``, a subclass that a setting of vLLM's names overrides a method of its base;
+            ``reads``, an attribute that no interface promises; ``imports``, a name that this
+            package imports.
         target: ``module:Class.name`` of vLLM.
         why: what it is for, and why no interface of vLLM does it.
         parameters: names that the hook passes or reads.
-        optional: a vLLM without it lacks the feature that the hook is about, so nothing is to do.
+        optional: a vLLM without it does not need the hook, because it lacks the feature too.
     """
 
     kind: Kind
@@ -53,9 +53,9 @@ class Installed(Hook):
             ``wrapper(wrapped, instance, *args, **kwargs)`` with ``wrapped`` bound (``wrapt``); a
             replacement is a class; an added field is named like its type's attribute ``field``.
         places: where it is installed.
-        until: what vLLM would have to offer so that the hook can go.
+        until: what vLLM must offer before the hook can be removed.
         on: for ``V1 runner`` and ``V2 runner``, the attribute of the runner whose method it is;
-            empty for the runner's own. ``by`` is a method of the runner's adapter then.
+            empty for the runner's own. ``by`` is then a method of the runner's adapter.
         field: of ``adds``, the field's name.
     """
 

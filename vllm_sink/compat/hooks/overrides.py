@@ -1,10 +1,10 @@
-"""Which class of this package overrides which of vLLM's, and the setting that gives it to vLLM."""
+"""Which class of this package overrides which of vLLM's, and the setting that names it."""
 
 from __future__ import annotations
 
 _SCHEDULER = "vllm.v1.core.sched.scheduler:Scheduler"
 
-#: Class here, class of vLLM's, setting. Which methods, the source says (``@override``).
+#: Class here, vLLM's class, setting. The methods are those marked ``@override``.
 OVERRIDES = (
     ("vllm_sink.engine.rollover:RollingStreams", _SCHEDULER, "scheduler_cls"),
     ("vllm_sink.engine.stream_scheduling:StreamScheduling", _SCHEDULER, "scheduler_cls"),

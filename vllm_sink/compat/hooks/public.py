@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-#: Classes whose attributes vLLM does promise, and why. Of those in ``vllm.config`` only fields are
-#: meant: what else is read of a config, ``reads_config`` lists.
+#: Classes whose attributes vLLM promises, and why. In ``vllm.config`` that holds for fields alone;
+#: ``reads_config`` lists what else is read of a config.
 PUBLIC = {
     "vllm.config": "a field is a setting, and most are a flag of vllm serve",
     "vllm.engine.arg_utils:EngineArgs": "a field is a flag of vllm serve",
@@ -11,9 +11,9 @@ PUBLIC = {
     "vllm.sampling_params:SamplingParams": "a user writes it",
     "vllm.sampling_params:BeamSearchParams": "a user writes it",
     "vllm.sampling_params:RequestOutputKind": "a user chooses one",
-    "vllm.outputs:RequestOutput": "a user is given it",
-    "vllm.outputs:CompletionOutput": "a user is given it",
-    "vllm.outputs:WeightVersionSpan": "a user is given it",
+    "vllm.outputs:RequestOutput": "a user gets it",
+    "vllm.outputs:CompletionOutput": "a user gets it",
+    "vllm.outputs:WeightVersionSpan": "a user gets it",
     "vllm.platforms.interface:Platform": "what a plugin may ask of the platform",
     "vllm.utils.argparse_utils:FlexibleArgumentParser": "it is an argparse.ArgumentParser",
     "vllm.v1.engine:EngineCoreRequest": "copied whole, whichever fields it has",

@@ -1,4 +1,4 @@
-"""The same in Ray, for ``vllm_sink.serving.ray``."""
+"""The hooks in Ray, for ``vllm_sink.serving.ray``."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ RAY_WRAPS = (
     Installed(
         "wraps",
         f"{_REPLICA_RAY}.perform_graceful_shutdown",
-        "a replica's own code learns nothing of its end before all requests have ended",
+        "a replica's code is not notified of its shutdown before all requests have ended",
         by="vllm_sink.serving.ray.replica:drain_replica",
         places=("replica",),
-        until="Ray Serve tells a replica that it is to end",
+        until="Ray Serve notifies a replica when its shutdown begins",
     ),
 )
 
@@ -22,13 +22,13 @@ RAY_OVERRIDES = (
     Hook(
         "overrides",
         "ray.serve.llm.deployment:LLMServer._run_request",
-        "where every request of a replica's comes in, with its headers",
+        "every request to a replica enters here, with its headers",
         ("request", "engine_method", "batch_output_stream", "raw_request_info"),
     ),
     Hook(
         "overrides",
         "ray.serve.llm.deployment:LLMServer._get_default_engine_class",
-        "an engine whose front end counts and checks streams",
+        "gives an engine whose front end counts and checks streams",
     ),
     Hook(
         "overrides",
@@ -38,7 +38,7 @@ RAY_OVERRIDES = (
     Hook(
         "overrides",
         "ray.llm._internal.serve.engines.vllm.vllm_engine:VLLMEngine._start_async_llm_engine",
-        "the config is made in another process than the front end",
+        "the config is not made in the front end's process",
         ("vllm_engine_args", "vllm_engine_config", "placement_group"),
     ),
 )

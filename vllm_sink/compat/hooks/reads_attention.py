@@ -1,4 +1,4 @@
-"""What is read where attention is computed."""
+"""Attributes that are read where attention is computed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from vllm_sink.compat.hooks.hook import Hook, reads
 READS = (
     *reads(
         "vllm.v1.attention.backend:CommonAttentionMetadata",
-        "what a step's rows are",
+        "the rows of a step",
         "positions",
         "seq_lens_cpu_upper_bound",
         "block_table_tensor",
@@ -34,7 +34,7 @@ READS = (
         "UNIFORM_SINGLE_TOKEN_DECODE",
     ),
     *reads("vllm.v1.attention.backend:AttentionType", "layers that have a stream", "DECODER"),
-    *reads("vllm.v1.kv_cache_interface:KVCacheLayout", "a slot is one piece of memory", "LBNHC"),
+    *reads("vllm.v1.kv_cache_interface:KVCacheLayout", "a slot is contiguous memory", "LBNHC"),
     Hook(
         "reads",
         "vllm.v1.attention.selector:_cached_get_attn_backend",

@@ -1,4 +1,4 @@
-"""What is read of an engine's configuration."""
+"""Attributes that are read of an engine's configuration."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _ARGS = "vllm.engine.arg_utils:EngineArgs"
 READS = (
     *reads(
         "vllm.config.scheduler:SchedulerConfig",
-        "how much is scheduled at once, and by whom",
+        "how much a step schedules, and which class does",
         "async_scheduling",
         "scheduler_cls",
         "max_num_seqs",
@@ -99,7 +99,7 @@ READS = (
     ),
     *reads(
         _ARGS,
-        "vLLM's reading of a model, before its numbers are chosen",
+        "vLLM's config of a model, before the policy's numbers are chosen",
         "create_model_config",
     ),
 )

@@ -1,4 +1,4 @@
-"""What is read of the engine core: scheduler, requests, blocks."""
+"""Attributes that are read of the engine core: scheduler, requests, blocks."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ READS = (
     ),
     *reads(
         "vllm.v1.core.kv_cache_manager:KVCacheManager",
-        "the way to the one manager of blocks",
+        "leads to the block manager",
         "coordinator",
         "block_pool",
     ),
     *reads(
         "vllm.v1.core.kv_cache_coordinator:KVCacheCoordinator",
-        "the way to the one manager of blocks",
+        "leads to the block manager",
         "single_type_managers",
     ),
     *reads(
@@ -68,7 +68,7 @@ READS = (
         "a request that could not be added is forgotten",
         "finish_requests",
     ),
-    *reads(_SCHEDULER, "what is not free yet", "deferred_frees", optional=True),
+    *reads(_SCHEDULER, "blocks that are not free yet", "deferred_frees", optional=True),
     *reads(
         "vllm.v1.request:RequestStatus",
         "a request that could not be added, or waited too long, ends",
@@ -76,9 +76,7 @@ READS = (
         "FINISHED_ERROR",
         "PREEMPTED",
     ),
-    *reads(
-        "vllm.v1.core.sched.interface:PauseState", "while paused nobody waits too long", "UNPAUSED"
-    ),
+    *reads("vllm.v1.core.sched.interface:PauseState", "no timeout while paused", "UNPAUSED"),
     *reads(
         "vllm.v1.core.sched.request_queue:SchedulingPolicy",
         "whether priorities come before turns",
@@ -86,7 +84,7 @@ READS = (
     ),
     *reads(
         _REQUEST,
-        "whose turn it is, and whom to tell",
+        "the order of the queue, and the client of a refusal",
         "arrival_time",
         "priority",
         "status",
@@ -95,7 +93,7 @@ READS = (
     *reads("vllm.v1.engine:EngineCoreOutputs", "a refusal goes to its client", "outputs"),
     *reads("vllm.v1.engine:FinishReason", "a refusal is an error", "ERROR"),
     *reads("vllm.v1.engine.core:EngineCoreProc", "a refusal goes to its client", "output_queue"),
-    Hook("reads", "vllm.v1.engine.core:EngineCoreProc", "where a patched vLLM names its requests"),
+    Hook("reads", "vllm.v1.engine.core:EngineCoreProc", "names the request type (patched vLLM)"),
     *reads(
         "vllm.usage.usage_lib:UsageContext",
         "the doctor examines a server's config",
@@ -109,7 +107,7 @@ READS = (
     ),
     *reads(
         "vllm.v1.core.sched.output:SchedulerOutput",
-        "who joins a step, who comes back and who has gone",
+        "requests that join a step, resume or have left",
         "scheduled_new_reqs",
         "scheduled_cached_reqs",
         "finished_req_ids",
@@ -117,18 +115,18 @@ READS = (
     ),
     *reads(
         "vllm.v1.core.sched.output:NewRequestData",
-        "a stream's sinks and base, for a worker that meets it",
+        "a stream's sinks and base, for a worker that sees it first",
         "req_id",
         "sampling_params",
     ),
     *reads(
         "vllm.v1.core.sched.output:CachedRequestData",
-        "a stream that comes back starts again",
+        "a resumed stream starts again",
         "resumed_req_ids",
     ),
     *reads(
         "vllm.v1.core.single_type_kv_cache_manager:SingleTypeKVCacheManager",
-        "which block is whose",
+        "the blocks of each stream",
         "block_pool",
         "req_to_blocks",
         "num_cached_block",
@@ -139,7 +137,7 @@ READS = (
     ),
     *reads(
         "vllm.v1.core.block_pool:BlockPool",
-        "blocks between sinks and window return to it, and a hit's are taken",
+        "blocks between sinks and window return to it, and those of a hit are taken",
         "num_gpu_blocks",
         "null_block",
         "get_num_free_blocks",
@@ -167,7 +165,7 @@ READS = (
     ),
     *reads(
         "vllm.v1.kv_cache_spec_registry:KVCacheSpecRegistry",
-        "a spec of one's own; it fills itself only while it is empty",
+        "registers the policy's spec; it fills itself only while it is empty",
         "_ensure_registered",
         "register",
     ),

@@ -1,4 +1,4 @@
-"""What is read of everything in front of the engine core."""
+"""Attributes that are read in front of the engine core."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ READS = (
     ),
     *reads(
         "vllm.v1.engine.output_processor:RequestOutputCollector",
-        "what waits for a client",
+        "output that waits for a client",
         "aggregate",
         "output",
     ),
     *reads(
         "vllm.v1.engine.output_processor:OutputProcessor",
-        "whose client does not read",
+        "requests whose client does not read",
         "abort_requests",
         "request_states",
     ),
     *reads(
         "vllm.v1.engine.output_processor:OutputProcessorOutput",
-        "streams that nobody reads are aborted with those that vLLM aborts",
+        "unread streams are aborted with the requests that vLLM aborts",
         "reqs_to_abort",
     ),
     *reads(
         "vllm.v1.engine:EngineCoreOutput",
-        "whose client does not read, and what was refused",
+        "requests whose client does not read, and refusals",
         "request_id",
         "finish_reason",
         "stop_reason",
@@ -113,12 +113,12 @@ READS = (
     ),
     *reads(
         _RENDERER,
-        "whose policy a chat is under",
+        "the policy of a chat",
         "renderer",
     ),
     *reads(
         "vllm.entrypoints.generate.beam_search.online:BeamSearchOnlineMixin",
-        "whose policy beams are under",
+        "the policy of beams",
         "engine_client",
     ),
     *reads(
@@ -127,9 +127,7 @@ READS = (
         "message",
         "http_status",
     ),
-    *reads(
-        _CHAT, "whether somebody reads what has been streamed", "parser_cls", "enable_log_outputs"
-    ),
+    *reads(_CHAT, "whether streamed text is read again", "parser_cls", "enable_log_outputs"),
     *reads(
         "vllm.v1.engine.detokenizer:BaseIncrementalDetokenizer",
         "what has been streamed is dropped",
@@ -149,7 +147,7 @@ READS = (
     ),
     *reads(
         "vllm.v1.engine.detokenizer:SlowIncrementalDetokenizer",
-        "how tokens are written",
+        "how tokens become text",
         "skip_special_tokens",
         "spaces_between_special_tokens",
         "tokenizer",

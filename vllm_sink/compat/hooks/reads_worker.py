@@ -1,4 +1,4 @@
-"""What is read of the workers and of both model runners."""
+"""Attributes that are read of the workers and of both model runners."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ READS = (
     ),
     *reads(
         "vllm.v1.worker.gpu_input_batch:InputBatch",
-        "a rolled stream's row is filled anew, and whose each row is (V1 runner)",
+        "a rolled stream's row is filled again, and the request of each row (V1 runner)",
         "req_ids",
         "generators",
         "vocab_size",
@@ -63,12 +63,12 @@ READS = (
     ),
     *reads(
         "vllm.v1.worker.utils:AttentionGroup",
-        "what builds metadata gets a batch's sinks",
+        "metadata builders get a batch's sinks",
         "metadata_builders",
     ),
     *reads(
         "vllm.v1.worker.gpu_worker:Worker",
-        "what is done before and after each of its steps",
+        "a worker's steps, and what is done before and after",
         "vllm_config",
         "model_config",
         "cache_config",
@@ -117,7 +117,7 @@ READS = (
     ),
     *reads(
         "vllm.v1.worker.gpu.input_batch:InputBatch",
-        "which rows a step is about (V2 runner)",
+        "the rows of a step (V2 runner)",
         "idx_mapping_np",
         "num_scheduled_tokens",
         "positions",
@@ -130,19 +130,19 @@ READS = (
     ),
     *reads(
         "vllm.v1.worker.gpu.buffer_utils:StagedWriteTensor",
-        "a row is written over in the order of the steps (V2 runner)",
+        "a row is overwritten in the order of the steps (V2 runner)",
         "stage_write",
         "stage_write_elem",
     ),
     *reads(
         "vllm.v1.worker.gpu.buffer_utils:UvaBackedTensor",
-        "a row is written over (V2 runner)",
+        "a row is overwritten (V2 runner)",
         "np",
     ),
     *reads(
         "vllm.v1.worker.gpu.sample.sampler:Sampler",
-        "what of the sampler depends on a prompt's length (V2 runner); in 0.29 the two below are "
-        "attributes of their own",
+        "parts of the sampler that depend on a prompt's length (V2 runner); in 0.29 the two below "
+        "are attributes",
         "logits_processors",
         optional=True,
     ),

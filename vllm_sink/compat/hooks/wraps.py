@@ -1,7 +1,7 @@
 """What is installed in vLLM at run time, in this order.
 
-Of several wrappers of one function the later is the outer: it is called first. ``compat.install``
-walks this table and installs what belongs to its process; nothing is installed in any other way.
+Of several wrappers of one function the later one is the outer one and is called first.
+``compat.install`` installs the rows of this table that belong to its process, and nothing else.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _PLUGIN = (
     _wrap(
         f"{_ARGS}.create_engine_config",
         "startup.engine_config:with_policy",
-        "the policy's numbers depend on vLLM's reading of the model, and settings follow from them",
+        "the policy's numbers depend on vLLM's config of the model, and settings depend on them",
         places=("plugin",),
     ),
 )
@@ -81,8 +81,8 @@ _REQUESTS = (
     _wrap(
         f"{_ASYNC}.add_request",
         "requests.entry:entered",
-        "every request of a server enters here, in the task that answers it: a tenant's limits, "
-        "prompts that come in pieces, and what the client gets",
+        "every request of a server enters here, in the task that answers it: checks a tenant's "
+        "limits and streaming input, and reports refusals to the client",
         "request_id",
         "prompt",
         "params",
@@ -90,7 +90,7 @@ _REQUESTS = (
     _wrap(
         f"{_SYNC}.add_request",
         "requests.entry:entered_from_python",
-        "a request that was made by hand has passed no check",
+        "a request that is built by hand has not been checked",
         "request_id",
         "prompt",
         "params",
@@ -98,13 +98,13 @@ _REQUESTS = (
     _wrap(
         f"{_PROCESSOR}.add_request",
         "tenancy.limits:count_answer",
-        "an answer becomes known here, and is counted as its tenant's",
+        "an answer is registered here, and counted for its tenant",
         "request",
     ),
     _wrap(
         f"{_PROCESSOR}.add_request",
         "serving.core_refusals:remember_client",
-        "whose answer it is, for what the engine core refuses",
+        "which client waits for an answer, for refusals of the engine core",
         "request",
     ),
     _wrap(
@@ -129,7 +129,7 @@ _LENGTHS = (
     _wrap(
         "vllm.entrypoints.generate.beam_search.online:BeamSearchOnlineMixin.beam_search",
         "streaming.beam_length:end_at_context",
-        "beams end where max_model_len does, which a stream has none of",
+        "beams end at max_model_len, which a stream does not have",
         "prompt",
         "request_id",
         "params",
@@ -147,7 +147,7 @@ _LENGTHS = (
     _wrap(
         "vllm.entrypoints.openai.models.serving:OpenAIModelRegistry.show_available_models",
         "streaming.front_end_max_len:name_context",
-        "max_model_len is what clients see of a request's length, and a stream has none",
+        "clients see max_model_len as the maximum length of a request, and a stream has none",
     ),
     _wrap(
         "vllm.entrypoints.serve.tokenize.serving:ServingTokenization.create_tokenize",
@@ -176,36 +176,34 @@ _ANSWERS = (
     _wrap(
         f"{_PROCESSOR}.process_outputs",
         "tenancy.limits:spend_tokens",
-        "what was generated is counted as its tenant's",
+        "generated tokens are counted for their tenant",
         "engine_core_outputs",
     ),
     _wrap(
         f"{_PROCESSOR}.process_outputs",
         "streaming.slow_client_abort:abort_slow_clients",
-        "what waits for a client that does not read grows for as long as its request lives; here "
-        "it can be aborted",
+        "output for a client that does not read grows for as long as its request lives; here it "
+        "can be aborted",
         "engine_core_outputs",
-        until="vLLM bounds what waits for a client",
+        until="vLLM bounds the output that waits for a client",
     ),
     _wrap(
         f"{_PROCESSOR}.process_outputs",
         "serving.core_refusals:raise_refusals",
-        "the engine core can end a request with an error, and not with a status",
+        "the engine core can end a request with an error, but not with an HTTP status",
         "engine_core_outputs",
     ),
     _wrap(
         f"{_ASYNC}.shutdown",
         "serving.drain:drain_first",
-        "clients learn why their streams end before the engine does; --shutdown-timeout kills it "
-        "under them",
-        until="vLLM's shutdown ends what still runs with an error of its own",
+        "clients get the reason before the engine stops; --shutdown-timeout gives them none",
+        until="vLLM's shutdown ends running requests with an error that says so",
     ),
     *(
         _wrap(
             f"{engine}.__init__",
             "metrics.stat_loggers:add_stat_logger",
-            "the parameter stat_loggers is vLLM's own; a plugin cannot pass it for engines with a "
-            "policy alone",
+            "a plugin cannot set vLLM's parameter stat_loggers for engines with a policy alone",
             "vllm_config",
             "log_stats",
             "stat_loggers",
@@ -220,7 +218,7 @@ _CORE = (
     Installed(
         "adds",
         "vllm.v1.metrics.stats:SchedulerStats",
-        "carries statistics from the engine core to the front end, without a place for a plugin's",
+        "carries statistics from the engine core to the front end, without a field for plugins",
         by="vllm_sink.metrics.messages:StreamStats",
         places=("front end", "engine core"),
         until=_RFC,
@@ -229,7 +227,7 @@ _CORE = (
     Installed(
         "replaces",
         "vllm.v1.engine.core:EngineCoreRequest",
-        "what the server says of a request travels in a field of its own: a client can write "
+        "the server's data on a request needs fields of its own, because a client can write "
         "extra_args",
         by="vllm_sink.requests.core_request:SinkRequest",
         places=("engine core",),
@@ -238,7 +236,7 @@ _CORE = (
     _wrap(
         "vllm.v1.request:Request.from_engine_core_request",
         "requests.core_request:carry_server_fields",
-        "the request of the scheduler takes over those fields",
+        "copies those fields to the scheduler's request",
         "request",
         places=("engine core",),
     ),
@@ -253,13 +251,13 @@ _FIXES = (
         "a request that cannot be added ends the engine, and every stream with it",
         "request",
         places=("engine core",),
-        until="EngineCoreProc answers an error of add_request to the client whose request it is",
+        until="EngineCoreProc reports an error of add_request to the request's client",
     ),
     _wrap(
         "vllm.v1.engine.detokenizer:IncrementalDetokenizer.from_new_request",
         "vllm_fixes.detokenizer:choose_detokenizer",
-        "vLLM's detokenizers hold text that ends in U+FFFD, repeat a prompt that does, and decode "
-        "skipped tokens again at every step; a plugin cannot name another",
+        "vLLM's detokenizers hold back text that ends in U+FFFD, repeat a prompt that does, and "
+        "decode skipped tokens again at every step; a plugin cannot name another",
         "tokenizer",
         "request",
         until="vLLM's detokenizers decode each token once",
@@ -275,8 +273,8 @@ _FIXES = (
         "vllm.entrypoints.openai.chat_completion.serving:OpenAIServingChat."
         "chat_completion_stream_generator",
         "vllm_fixes.chat_text_leak:stream_without_copy",
-        "a streamed chat is appended, piece by piece, to a copy that only the log of outputs "
-        "reads; the copy is a local variable",
+        "a streamed chat is appended, piece by piece, to a copy in a local variable that only the "
+        "log of outputs reads",
         "request",
         "result_generator",
         until="the generator keeps no text where nothing reads it",

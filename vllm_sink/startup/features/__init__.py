@@ -1,11 +1,11 @@
-"""Which of vLLM's features a policy holds for, and which are refused: one table.
+"""Which of vLLM's features work under a policy, and which are refused: one table.
 
-A row of ``FEATURES`` is held by a named test or is refused with the reason; ``NO_BEARING`` groups
-the settings that a stream does not depend on. Together they name every field of vLLM's engine and
-server arguments, of its sampling parameters and of its prompts (``tests/unit/test_features.py``
-walks them), so that a field that a new vLLM brings is looked at before it is let through.
+A row of ``FEATURES`` names the test that covers it, or the reason why it is refused; ``NO_BEARING``
+groups the settings that a stream does not depend on. Together they name every field of vLLM's
+engine and server arguments, of its sampling parameters and of its prompts
+(``tests/unit/test_features.py`` walks them), so that new fields of vLLM are examined first.
 
-The rows are in files by what they are about: ``held_*``, ``refused_*``, ``request``.
+The rows are in files by topic: ``held_*``, ``refused_*``, ``request``.
 ``docs/features.md`` is written by ``python -m vllm_sink.startup.features``.
 """
 

@@ -1,4 +1,4 @@
-"""The flags of a row that were given, as a command line has them."""
+"""The flags of a row that were given, as on a command line."""
 
 from __future__ import annotations
 

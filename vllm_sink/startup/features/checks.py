@@ -1,4 +1,4 @@
-"""How a row sees that a config, or a command line, asks for what is refused."""
+"""Whether a config, or a command line, asks for a refused feature."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from vllm_sink.startup.features.values import text_of
 
 @dataclass(frozen=True)
 class Check:
-    """Whether a ``VllmConfig`` asks for what is refused.
+    """Whether a ``VllmConfig`` asks for a refused feature.
 
     Attributes:
         asks: whether it does.
-        settings: dotted names of what ``asks`` looks at, whose values an error states.
-        state: likewise, where it is no setting of the config.
+        settings: dotted names of what ``asks`` reads, whose values an error states.
+        state: likewise, if it is not a setting of the config.
     """
 
     asks: Callable[[Any], bool]
@@ -74,14 +74,14 @@ def there(part: str) -> Check:
 
 
 def any_of(*checks: Check) -> Check:
-    """One of these asks for it."""
+    """One of these checks holds."""
     names = tuple(name for check in checks for name in check.settings)
     return Check(lambda c: any(check(c) for check in checks), names)
 
 
 def either(*asks: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    """Whether one of these sees it on a command line, or in an ``EngineArgs``."""
-    return lambda args: any(asked(args) for asked in asks)
+    """Whether one of these holds for a command line, or an ``EngineArgs``."""
+    return lambda args: any(check(args) for check in asks)
 
 
 def flag(field: str) -> Callable[[Any], bool]:
@@ -90,5 +90,5 @@ def flag(field: str) -> Callable[[Any], bool]:
 
 
 def flag_above_one(field: str) -> Callable[[Any], bool]:
-    """Whether a command line, or an ``EngineArgs``, names a number above 1."""
+    """Whether a command line, or an ``EngineArgs``, sets a flag above 1."""
     return lambda args: (getattr(args, field, None) or 0) > 1

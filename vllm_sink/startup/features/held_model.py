@@ -1,4 +1,4 @@
-"""What is held of the model, its weights, its devices and its compilation."""
+"""Supported features of the model, its weights, its devices and its compilation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from vllm_sink.startup.features.row import held
 
 ROWS = (
     held(
-        "types of numbers",
+        "number types",
         "--dtype",
         "tests/e2e/test_purity.py::test_perplexity_far_away",
         why="float32 token by token; bfloat16 and float16 by tests/gpu/test_engine.py too",
@@ -15,16 +15,16 @@ ROWS = (
         "quantised weights",
         "--quantization --quantization-config --allow-deprecated-quantization --linear-backend",
         "tests/e2e/test_features_weights.py::test_quantised_weights",
-        why="held for 8 bits (compressed-tensors); other methods replace the same linear layers, "
-        "and no attention",
+        why="tested with 8 bits (compressed-tensors); other methods replace the same linear "
+        "layers, and no attention",
     ),
     held(
         "LoRA",
         "--enable-lora --max-loras --max-lora-rank --max-cpu-loras --lora-dtype "
         "--lora-target-modules --lora-modules --specialize-active-lora",
         "tests/e2e/test_features_weights.py::test_lora",
-        why="vLLM 0.32's CPU build gives a request without an adapter that of one beside it, with "
-        "or without a policy",
+        why="vLLM 0.32's CPU build applies an adapter to requests without one in the same batch, "
+        "with or without a policy",
     ),
     held(
         "tensor parallelism",

@@ -1,4 +1,4 @@
-"""What is held of the KV cache and of scheduling."""
+"""Supported features of the KV cache and of scheduling."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROWS = (
         "tests/e2e/test_rollover.py::test_prompts_longer_than_a_segment",
     ),
     held(
-        "prefill in smaller pieces, prefills now and then",
+        "smaller prefill chunks, prefill intervals",
         "--long-prefill-token-threshold --long-prefill-token-threshold-adaptive "
         "--max-num-scheduled-tokens --prefill-schedule-interval",
         "tests/e2e/test_features_engine.py::test_scheduling",
@@ -31,10 +31,10 @@ ROWS = (
         "priorities",
         "--scheduling-policy",
         "tests/e2e/test_features_engine.py::test_scheduling",
-        why="priority decides who waits; a stream that runs is never preempted for another",
+        why="priority orders the queue; a running stream is never preempted for another request",
     ),
     held(
-        "fewer running requests than rows, blocks kept free",
+        "fewer running requests than rows, free blocks in reserve",
         "--max-num-active-seqs --watermark",
         "tests/e2e/test_features_engine.py::test_scheduling",
     ),
@@ -67,7 +67,7 @@ ROWS = (
         why="vLLM's default on a CPU",
     ),
     held(
-        "bounds of the queue",
+        "queue limits",
         "--max-num-queued-reqs --max-num-queued-tokens",
         "tests/e2e/test_features_server.py::test_a_full_queue_is_a_503",
         why="HTTP 503; a stream that rolls counts as one request",
@@ -79,7 +79,7 @@ ROWS = (
         "tests/e2e/test_rollover.py::test_a_full_pool_queues_and_never_preempts",
     ),
     held(
-        "a longest stream",
+        "a maximum length of streams",
         "--max-model-len",
         "tests/e2e/test_rollover.py::test_max_model_len_ends_a_stream",
     ),

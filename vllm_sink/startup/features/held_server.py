@@ -1,4 +1,4 @@
-"""What is held of answers and of the server that gives them."""
+"""Supported features of answers and of the server."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ ROWS = (
         why="within a segment",
     ),
     held(
-        "what log-probabilities are of",
+        "modes of log-probabilities",
         "--logprobs-mode --max-logprobs",
         "tests/e2e/test_features_requests.py::test_same_as_in_one_segment",
     ),
     held(
-        "answers in larger pieces",
+        "intervals of streamed output",
         "--stream-interval",
         "tests/e2e/test_rollover.py::test_a_streamed_answer_is_not_kept",
     ),
@@ -41,7 +41,7 @@ ROWS = (
         "several API processes",
         "--api-server-count",
         "tests/e2e/test_metrics_server.py::test_several_api_processes",
-        why="not with limits of a tenant, which each would count by itself",
+        why="not with limits of tenants, which each process would count by itself",
     ),
     held(
         "tool calls",
@@ -55,17 +55,17 @@ ROWS = (
         "tests/e2e/test_features_server.py::test_thoughts_and_an_answer_over_segments",
     ),
     held(
-        "endpoints for tokens",
+        "token endpoints",
         "--enable-scale-out",
         "tests/e2e/test_door.py::test_a_bad_option_is_refused_on_every_route",
     ),
     held(
-        "time to end in",
+        "a shutdown timeout",
         "--shutdown-timeout",
         "tests/unit/test_drain.py::test_the_time_for_streams_leaves_some_for_the_end",
     ),
     held(
-        "logs of answers",
+        "logging of answers",
         "--enable-log-outputs --enable-log-deltas",
         "tests/unit/test_chat_text_leak.py::test_the_log_of_outputs_has_the_text",
         why="with them vLLM keeps a copy of a streamed chat's text",

@@ -5,8 +5,8 @@ from __future__ import annotations
 #: Settings that a stream does not depend on: why, and the fields.
 NO_BEARING = (
     (
-        "Which model, tokenizer and revision, and how they are loaded: the policy reads what "
-        "comes of it.",
+        "Which model, tokenizer and revision, and how they are loaded: the policy reads the "
+        "result.",
         "additional_config code_revision config config_format download_dir generation_config "
         "hf_config_path hf_overrides hf_token ignore_patterns load_format "
         "max_parallel_loading_workers model model_loader_extra_config model_tag model_weights "

@@ -1,4 +1,4 @@
-"""The table for people: ``docs/features.md``."""
+"""The table in Markdown: ``docs/features.md``."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ PAGE = Path(__file__).parents[3] / "docs" / "features.md"
 
 _HEAD = """# vLLM's features under a policy
 
-Written by `make features` from `vllm_sink/startup/features/`. Each feature is held by the test
-that is named, or a server does not start with it; `vllm-sink doctor MODEL` with the same flags says
-so before any weights are loaded. There is no third kind: `tests/unit/test_features.py` walks every
+Written by `make features` from `vllm_sink/startup/features/`. Each feature is covered by the named
+test, or a server does not start with it; `vllm-sink doctor MODEL` with the same flags says so
+before any weights are loaded. There is no third kind: `tests/unit/test_features.py` walks every
 field of vLLM's arguments, of its sampling parameters and of its prompts.
 """
 
 
 def render() -> str:
-    """The table for people, in Markdown."""
+    """The table in Markdown."""
     held_ones = [feature for feature in ENGINE if not feature.refused]
     refused_ones = [feature for feature in ENGINE if feature.refused]
-    parts = [_HEAD, "## Engine and server: held\n", *_table("flags", "held by", "")]
+    parts = [_HEAD, "## Engine and server: supported\n", *_table("flags", "test", "")]
     parts += map(_held_row, held_ones)
     parts += ["\n## Engine and server: refused\n", *_table("flags", "why", "")]
     parts += map(_refused_row, refused_ones)
-    parts += ["\n## A request\n", *_table("fields", "held by", "")]
+    parts += ["\n## A request\n", *_table("fields", "test", "")]
     parts += map(_request_row, REQUEST)
     parts.append("\n## No bearing on a stream\n")
     parts += [f"- {why} {_code(tuple(fields.split()))}" for why, fields in NO_BEARING]

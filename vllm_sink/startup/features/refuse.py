@@ -1,4 +1,4 @@
-"""Refuse what a row of the table refuses: the flag, its value, the reason, what is allowed."""
+"""Refuses the features that the table refuses: the flag, its value, the reason, what is allowed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from vllm_sink.startup.features.table import ENGINE
 
 
 def refuse_config(vllm_config: Any, engine_args: Any = None) -> None:
-    """Refuse what a config asks for.
+    """Refuse a config that asks for a refused feature.
 
     Args:
-        engine_args: what the config was made of; an error then names the flags as given.
+        engine_args: what the config was made from; an error then names the flags as given.
 
     Raises:
         UnsupportedError: naming each flag, its value, the reason and what is allowed, a line each.
@@ -29,7 +29,7 @@ def refuse_config(vllm_config: Any, engine_args: Any = None) -> None:
 
 
 def refuse_arguments(args: Any) -> None:
-    """Refuse what arguments ask for, before vLLM makes a config of them.
+    """Refuse arguments that ask for a refused feature, before vLLM makes a config of them.
 
     Args:
         args: the namespace of ``vllm serve``, or an ``EngineArgs``.
@@ -58,20 +58,20 @@ def _raise(errors: list[UnsupportedError]) -> None:
 
 
 def refusal(flag: str, value: Any) -> UnsupportedError:
-    """The error of the row that begins with ``flag``, for a module that looks by itself."""
+    """The error of the row that begins with ``flag``, for a module with a check of its own."""
     feature = next(row for row in ENGINE if row.flags[0] == flag and row.refused)
     return _error(feature, written(flag, value))
 
 
-def _error(feature: Feature, given: str, found: str = "") -> UnsupportedError:
-    """What a server says that does not start.
+def _error(feature: Feature, flags: str, found: str = "") -> UnsupportedError:
+    """The error of a server that does not start.
 
     Args:
-        given: the flags as given; empty where none was.
-        found: what the config has then, by vLLM's own choice or from another flag.
+        flags: the flags as given; empty if none was.
+        found: the config's values in that case, by vLLM's own choice or from another flag.
     """
-    asked = given or _found(feature.flags[0], found)
-    return UnsupportedError(f"{asked} with --kv-policy: {feature.why}; allowed: {feature.allowed}")
+    what = flags or _found(feature.flags[0], found)
+    return UnsupportedError(f"{what} with --kv-policy: {feature.why}; allowed: {feature.allowed}")
 
 
 def _found(flag: str, found: str) -> str:

@@ -1,4 +1,4 @@
-"""What is refused of the front end, and of what it answers with."""
+"""Refused features of the front end and of answers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ROWS = (
     refused(
         "gRPC",
         "--grpc",
-        "its server has no limits of a tenant, no drain and no API key",
+        "its server has no limits of tenants, no drain and no API key",
         set_by=flag("grpc"),
     ),
     refused(
@@ -55,7 +55,7 @@ ROWS = (
     refused(
         "watermarks in the text",
         "--watermark-config",
-        "a watermark is computed from all tokens of a stream, and early ones are forgotten",
+        "a watermark is computed from all tokens of a stream, and early ones are dropped",
         there("watermark_config"),
         set_by=flag("watermark_config"),
         hand_made="vLLM takes it on its V2 runner alone, which needs a GPU",
@@ -63,7 +63,7 @@ ROWS = (
     refused(
         "trace replay",
         "--enable-trace-replay",
-        "a trace is followed by the length of the prompt, which a rollover lowers",
+        "a trace is indexed by the length of the prompt, which a rollover lowers",
         differs("model_config", "enable_trace_replay", False),
         set_by=flag("enable_trace_replay"),
         hand_made="vLLM takes it on its V2 runner alone, which needs a GPU",

@@ -1,4 +1,4 @@
-"""What is refused of the KV cache: drafts in it, its place, its parts, its type."""
+"""Refused features of the KV cache: drafts in it, its place, its parts, its type."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ ROWS = (
     refused(
         "speculative decoding",
         "--speculative-config --spec-method --spec-model --spec-tokens",
-        "a rollover with drafts in flight is not held against the reference yet",
+        "a rollover with drafts in flight is not tested against the reference yet",
         there("speculative_config"),
     ),
     refused(
         "KV connectors and offloading",
         "--kv-transfer-config --kv-offloading-size --kv-offloading-backend",
-        "a KV connector expects every block of a prefix, and a stream keeps two ends of it",
+        "a KV connector expects every block of a prefix, and a stream keeps only its two ends",
         there("kv_transfer_config"),
     ),
     refused(

@@ -1,4 +1,4 @@
-"""What is refused of how and where steps are computed."""
+"""Refused features of how and where steps are computed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ROWS = (
     refused(
         "micro-batches",
         "--enable-dbo --ubatch-size --dbo-decode-token-threshold --dbo-prefill-token-threshold",
-        "attention's plan of a step is for one batch",
+        "attention plans a step for one batch",
         any_of(given("parallel_config.enable_dbo"), above(1, "parallel_config.ubatch_size")),
         set_by=either(flag("enable_dbo"), flag_above_one("ubatch_size")),
         hand_made="vLLM's CPU build switches it off, and elsewhere it needs DeepEP's kernels",
@@ -53,7 +53,7 @@ ROWS = (
     refused(
         "admission by the first chunk",
         "--no-scheduler-reserve-full-isl",
-        "admission asks for what a whole stream may need, or streams would starve each other",
+        "admission needs blocks for the whole prompt, or requests would starve each other",
         differs("scheduler_config", "scheduler_reserve_full_isl", True),
         fields="scheduler_reserve_full_isl",
         allowed="--scheduler-reserve-full-isl, vLLM's default",
@@ -66,7 +66,7 @@ ROWS = (
         allowed="a model that writes from left to right",
     ),
     refused(
-        "encoder caches elsewhere", "--ec-transfer-config", NOT_HELD, there("ec_transfer_config")
+        "transfer of encoder caches", "--ec-transfer-config", NOT_HELD, there("ec_transfer_config")
     ),
     refused(
         "sleep mode",
@@ -80,7 +80,7 @@ ROWS = (
     refused(
         "new weights in a running server",
         "--weight-transfer-config",
-        "they want a new KV cache, and a stream that has rolled cannot be computed again",
+        "they need a new KV cache, and a stream that has rolled cannot be computed again",
         there("weight_transfer_config"),
     ),
     refused(
@@ -97,7 +97,7 @@ ROWS = (
         hand_made="vLLM refuses it for a model without experts",
     ),
     refused(
-        "weights in the CPU's memory",
+        "weights in CPU memory",
         "--cpu-offload-gb --cpu-offload-params --offload-backend --offload-group-size "
         "--offload-num-in-group --offload-prefetch-step --offload-params",
         NOT_HELD,
@@ -133,7 +133,7 @@ ROWS = (
         set_by=flag("headless"),
     ),
     refused(
-        "recovery from faults",
+        "fault tolerance",
         "--enable-fault-tolerance --fault-tolerance-config",
         NOT_HELD,
         differs("parallel_config", "enable_fault_tolerance", False),
@@ -141,7 +141,7 @@ ROWS = (
         hand_made="vLLM refuses it for a model without experts",
     ),
     refused(
-        "sampling shared by ranks",
+        "sampling split over ranks",
         "--enable-batch-sharded-sampling",
         NOT_HELD,
         set_to(True, "parallel_config.enable_batch_sharded_sampling"),

@@ -1,4 +1,4 @@
-"""What is refused of what would stand in the policy's place, or in that of a part of vLLM."""
+"""Refused features that would replace the policy, or a part of vLLM."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROWS = (
         differs("cache_config", "prefix_match_unit"),
     ),
     refused(
-        "more of a window's prefixes kept",
+        "retention of prefixes in the cache",
         "--prefix-cache-retention-interval",
         NOT_HELD,
         differs("cache_config", "prefix_cache_retention_interval", 0),
@@ -33,13 +33,14 @@ ROWS = (
     refused(
         "the model's own window off",
         "--disable-sliding-window",
-        "a window of all layers gives way to the policy already; of single layers it is the model",
+        "the policy replaces a window of all layers already; one of some layers belongs to the "
+        "model",
         set_by=flag("disable_sliding_window"),
     ),
     refused(
         "Transformers' model in vLLM's place",
         "--model-impl",
-        "only GPT-NeoX is held in Transformers' implementation, and comes in it unasked",
+        "only GPT-NeoX is tested in Transformers' implementation, which vLLM chooses by itself",
         Check(
             lambda c: c.model_config.model_impl not in ("auto", "vllm"),
             ("model_config.model_impl",),
@@ -67,7 +68,7 @@ ROWS = (
         allowed="auto, xgrammar, guidance or outlines",
     ),
     refused(
-        "tokens in, tokens out alone",
+        "only tokens in, tokens out",
         "--tokens-only",
         NOT_HELD,
         set_by=flag("tokens_only"),

@@ -1,4 +1,4 @@
-"""What is held of a request, and what of it is answered with HTTP 400."""
+"""Supported features of a request, and those that are answered with HTTP 400."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ REQUEST = (
         "tests/e2e/test_features_engine.py::test_structured_outputs",
         "structured_outputs",
     ),
-    held("a budget of thoughts", "", _ROLLS, "thinking_token_budget", _WITHIN),
+    held("thinking budgets", "", _ROLLS, "thinking_token_budget", _WITHIN),
     held(
-        "repetitions end an answer",
+        "repetition detection",
         "",
         _SAME,
         "repetition_detection",
@@ -73,9 +73,9 @@ REQUEST = (
         "output_kind stream_interval",
     ),
     held("text", "", _SAME, "detokenize skip_special_tokens spaces_between_special_tokens"),
-    held("past the prefix cache", "", _SAME, "skip_reading_prefix_cache"),
+    held("reads of the prefix cache skipped", "", _SAME, "skip_reading_prefix_cache"),
     held(
-        "arguments of a plugin",
+        "plugin arguments",
         "",
         "tests/e2e/test_server.py::test_a_request_pins_its_own",
         "extra_args",
@@ -108,10 +108,10 @@ REQUEST = (
         "cache_salt",
     ),
     held(
-        "prompts that come piece by piece",
+        "streaming input",
         "",
         "tests/e2e/test_async_engine.py::test_streaming_input_is_refused",
         "",
-        "HTTP 400: vLLM turns what was said into prompt, at any point of a rollover",
+        "HTTP 400: vLLM turns the output so far into prompt, at any point of a rollover",
     ),
 )

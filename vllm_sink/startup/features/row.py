@@ -1,4 +1,4 @@
-"""A row of the table: a feature that a test holds, or one that is refused."""
+"""A row of the table: a feature that a test covers, or one that is refused."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from typing import Any
 
 from vllm_sink.startup.features.checks import Check
 
-#: The reason where there is no other.
-NOT_HELD = "not held against the reference yet"
+#: The reason if there is no other.
+NOT_HELD = "not tested against the reference yet"
 
 
 @dataclass(frozen=True)
 class Feature:
-    """A row of the table: held by ``test``, or refused because of ``why``.
+    """A row of the table: covered by ``test``, or refused because of ``why``.
 
     Attributes:
         name: for people.
         flags: as given to ``vllm serve``; an error names the given ones, else the first. Of a
             request: none.
         fields: of ``AsyncEngineArgs`` and ``FrontendArgs``; of a request, its own.
-        test: ``path::function`` that holds it; empty where it is refused.
-        why: the reason of a refusal; of what is held, what to know about it.
+        test: ``path::function`` that covers it; empty if it is refused.
+        why: the reason of a refusal; of a supported feature, a remark.
         allowed: of a refusal, the values that a server starts with.
-        set_in: whether a ``VllmConfig`` asks for what is refused; None where ``elsewhere`` looks.
-        set_by: likewise a command line of ``vllm serve``, where a config does not say it, or where
-            vLLM itself would refuse it for a reason of its own.
+        set_in: whether a ``VllmConfig`` asks for it; None if ``elsewhere`` checks.
+        set_by: whether a command line of ``vllm serve`` does, where a config does not say it, or
+            where vLLM itself would refuse it for a reason of its own.
         elsewhere: the module that refuses it, where its check needs more than a config.
         hand_made: why ``set_in`` is tested with a config made by hand, if it is.
     """
@@ -48,7 +48,7 @@ class Feature:
 
 
 def held(name: str, flags: str, test: str, fields: str | None = None, why: str = "") -> Feature:
-    """A feature that works, by ``test``."""
+    """A feature that works, which ``test`` covers."""
     return Feature(name, tuple(flags.split()), _fields(flags, fields), test, why)
 
 

@@ -14,7 +14,7 @@ from vllm_sink.startup.features import (
 from vllm_sink.startup.features.no_bearing import NO_BEARING
 from vllm_sink.startup.features.request import REQUEST
 
-#: Of the engine and its server.
+#: Rows of the engine and its server.
 ENGINE = (
     *held_scheduling.ROWS,
     *held_model.ROWS,

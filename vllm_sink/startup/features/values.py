@@ -34,7 +34,7 @@ def default_of(field: dataclasses.Field[Any]) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """The same of what JSON can hold."""
+    """The value made of types that JSON has."""
     if isinstance(value, enum.Enum):
         return value.name
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -49,7 +49,7 @@ def _plain(value: Any) -> Any:
 
 
 def _changed(config: Any) -> dict[str, Any]:
-    """What of a dataclass is not as it is made without arguments; all of it if nothing is."""
+    """The fields of a dataclass that differ from their defaults; all fields if none does."""
     try:
         ordinary = type(config)()
     except Exception:  # some fields have no default, and vLLM checks others
