@@ -67,7 +67,7 @@ ROWS = (
     held(
         "logging of answers",
         "--enable-log-outputs --enable-log-deltas",
-        "tests/unit/test_piece.py::test_the_log_of_outputs_has_the_text",
+        "tests/unit/test_chat_text_leak.py::test_the_log_of_outputs_has_the_text",
         why="with them vLLM keeps a copy of a streamed chat's text",
     ),
     held("an API key", "--api-key", "tests/deploy/test_container.py::test_key"),
