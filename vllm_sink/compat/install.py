@@ -17,8 +17,8 @@ from typing import Any
 import wrapt
 
 from vllm_sink.compat.hooks.hook import Installed, Place
+from vllm_sink.compat.hooks.installed import WRAPS
 from vllm_sink.compat.hooks.ray import RAY_WRAPS
-from vllm_sink.compat.hooks.wraps import WRAPS
 
 #: Targets of the hooks installed in this process.
 INSTALLED: set[str] = set()

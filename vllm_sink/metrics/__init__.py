@@ -5,5 +5,5 @@
     engine core   cache counters ──┐
                   live streams  ───┴─> collector ── StreamStats ── SchedulerStats.sink_stats ──┐
     front end     /metrics <── export <── record() <───────────────────────────────────────────┘
-                  log line <── logline <──┘
+                  log line <── log_line <──┘
 """

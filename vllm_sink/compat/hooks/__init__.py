@@ -14,10 +14,10 @@ from vllm_sink.compat.hooks import (
     reads_worker,
 )
 from vllm_sink.compat.hooks.hook import Hook, Installed, Kind, Place
+from vllm_sink.compat.hooks.installed import WRAPS
 from vllm_sink.compat.hooks.overrides import OVERRIDES
 from vllm_sink.compat.hooks.public import PUBLIC
 from vllm_sink.compat.hooks.ray import RAY_OVERRIDES, RAY_READS, RAY_WRAPS
-from vllm_sink.compat.hooks.wraps import WRAPS
 
 READS = (
     *reads_engine_core.READS,
