@@ -93,7 +93,7 @@ class Side:
         from vllm.sampling_params import SamplingParams
         from vllm.v1.request import Request
 
-        from vllm_sink.requests.core_request import ServerFields
+        from vllm_sink.requests.core_request import ServerFields, set_server_fields
 
         request = Request(
             name,
@@ -102,7 +102,7 @@ class Side:
             None,
             block_hasher=self._hasher,
         )
-        request.sink_told = ServerFields(stream=stream, served=True)  # type: ignore[attr-defined]
+        set_server_fields(request, ServerFields(stream=stream, served=True))
         self.scheduler.add_request(request)
 
     def step(self) -> float:

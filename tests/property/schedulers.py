@@ -22,7 +22,7 @@ from tests.property.driver import visible
 from vllm_sink.cache.spec import SinkWindowSpec
 from vllm_sink.engine.scheduler import SinkAsyncScheduler, SinkScheduler
 from vllm_sink.plugin import register
-from vllm_sink.requests.core_request import ServerFields
+from vllm_sink.requests.core_request import ServerFields, set_server_fields
 from vllm_sink.segments import rollovers_of
 
 SINKS, WINDOW, BLOCK, SEGMENT, CHUNK, POOL = 5, 20, 8, 72, 32, 48
@@ -154,5 +154,5 @@ def make_request(
         arrival_time=arrival,
     )
     told.setdefault("stream", len(prompt) + count > SEGMENT - BLOCK)
-    request.sink_told = ServerFields(**told)
+    set_server_fields(request, ServerFields(**told))
     return request

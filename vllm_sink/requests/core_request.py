@@ -62,6 +62,11 @@ def server_fields(request: Request) -> ServerFields:
     return _FIELDS.get(request)
 
 
+def set_server_fields(request: Request, fields: ServerFields) -> None:
+    """What the server says of a request from now on."""
+    _FIELDS.set(request, fields)
+
+
 def carry_server_fields(
     make: Callable[..., Request], cls: type, request: EngineCoreRequest, *args: Any, **kwargs: Any
 ) -> Request:
@@ -76,5 +81,5 @@ def carry_server_fields(
     require_int(SINK_TOKENS, kept.sink_tokens, 0)
     require_int(WINDOW_TOKENS, kept.window_tokens, 1)
     if isinstance(request, SinkRequest):
-        _FIELDS.set(made, ServerFields(request.tenant, request.stream, request.served))
+        set_server_fields(made, ServerFields(request.tenant, request.stream, request.served))
     return made
