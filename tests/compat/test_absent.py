@@ -16,7 +16,6 @@ from tests.e2e.engines import tiny
 #: What ``vllm serve`` does until its engine's config stands, and then what of vLLM's is not vLLM's.
 SERVE = """
 import json, sys
-from types import FunctionType
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.plugins import load_general_plugins
 from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -25,16 +24,25 @@ load_general_plugins()
 args = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser()).parse_args(sys.argv[1:])
 AsyncEngineArgs.from_cli_args(args).create_engine_config()
 
+def is_ours(value):
+    # What compat.install puts there: a wrapper, an extension, a class of this package.
+    if type(value).__module__ == "vllm_sink.compat.install":
+        return True
+    if issubclass(type(value), type):
+        return value.__module__.startswith("vllm_sink.")
+    return bool(getattr(getattr(value, "__func__", value), "__vllm_sink__", ()))
+
+
 found = []
 for name, module in list(sys.modules.items()):
     if name.partition(".")[0] != "vllm":
         continue
-    for cls in [c for c in vars(module).values() if isinstance(c, type)]:
+    # No isinstance: a module that is imported when it is asked for anything may not be installed.
+    classes = {k: v for k, v in vars(module).items() if issubclass(type(v), type)}
+    found += [f"{name}.{key}" for key, cls in classes.items() if is_ours(cls)]
+    for cls in classes.values():
         for key, value in list(vars(cls).items()):
-            bound = isinstance(value, (staticmethod, classmethod))
-            function = value.__func__ if bound else value
-            replaced = isinstance(function, FunctionType) and hasattr(function, "__vllm_sink__")
-            if replaced or key == "sink_stats":
+            if is_ours(value) or key == "sink_stats":
                 found.append(f"{cls.__qualname__}.{key}")
 print("FOUND", json.dumps(sorted(set(found))))
 """
