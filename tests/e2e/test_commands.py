@@ -78,9 +78,13 @@ def _command(server: Server, *arguments: str) -> list[str]:
     return [sys.executable, "-m", "vllm_sink.cli", arguments[0], server.url, *arguments[1:]]
 
 
-def test_stream_in_a_terminal(server: Server) -> None:
-    """The status stays below the text, at any size, and the terminal is given back."""
-    with running(_command(server, "stream"), environment_of_commands()) as (terminal, process):
+def test_stream_in_a_terminal(guarded: Server) -> None:
+    """The status stays below the text, at any size, and the terminal is given back.
+
+    Of a server where no length ends a stream before the terminal has been looked at.
+    """
+    command = _command(guarded, "stream")
+    with running(command, environment_of_commands(KEY)) as (terminal, process):
         terminal.read_until("x the native context of 128 |", 120)
         terminal.resize(10, 20)
         terminal.read_until(re.compile(r"\x1b\[7m[^\x1b]{20}\x1b\[0m"), 60)

@@ -76,7 +76,7 @@ def test_doctor_takes_every_flag_of_a_server(tiny_folder: Path) -> None:
     ended = run_with_vllm("doctor", folder, "--grpc")
     assert ended.returncode == 1
     assert ended.stdout == (
-        f"{folder}: refused\n  --grpc with --kv-policy: its server has no limits of a tenant, "
+        f"{folder}: refused\n  --grpc with --kv-policy: its server has no limits of tenants, "
         "no drain and no API key; allowed: without it\n"
     )
 
