@@ -49,7 +49,7 @@ def server(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def test_stream(server: Server) -> None:
-    """Text on stdout; at the end the status, as arithmetic has it."""
+    """Text on stdout; at the end the status, as computed by hand."""
     ended = run_command("stream", server.url, "--prompt", "Call me Ishmael.", "--max-tokens", "300")
     assert ended.returncode == 0, ended.stderr
     assert len(ended.stdout) > 100
@@ -79,7 +79,7 @@ def _command(server: Server, *arguments: str) -> list[str]:
 
 
 def test_stream_in_a_terminal(server: Server) -> None:
-    """The status stays below the text, at any size, and the terminal is given back."""
+    """The status stays below the text, at any size, and the terminal is restored."""
     with running(_command(server, "stream"), environment_of_commands()) as (terminal, process):
         terminal.read_until("x the native context of 128 |", 120)
         terminal.resize(10, 20)
@@ -250,7 +250,7 @@ def test_a_server_that_shuts_down(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A new stream is refused with the reason; one that runs ends with an event that has it.
+    """A new stream is refused with the reason; a running one ends with an event that has it.
 
     The last test of this server.
     """
