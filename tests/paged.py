@@ -88,7 +88,7 @@ def batch_of(
     padding: int = 0,
     seed: int = 0,
 ) -> Batch:
-    """Random keys, values and queries; evicted blocks and unused columns lead to NaN.
+    """Random keys, values and queries; evicted blocks and unused columns point to NaN.
 
     Args:
         padding: rows without a token at the end, as in the padded batch of a CUDA graph.
@@ -98,7 +98,7 @@ def batch_of(
     width = max(-(-row.length // size) for row in rows) + 3
     total = sum(-(-row.length // size) for row in rows) + 1
     cache = torch.randn(total, size, shape.kv_heads, 2 * shape.head_size, generator=generator)
-    cache[0] = math.nan  # the null block: whoever reads it shows
+    cache[0] = math.nan  # the null block: reading it shows in the output
     free = (torch.randperm(total - 1, generator=generator) + 1).tolist()
     table = torch.zeros(len(rows) + padding, width, dtype=torch.int32)
     windows = [min(window, row.window or window) for row in rows]
@@ -178,7 +178,7 @@ def attention(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         key = batch.key_cache[slots].double().cpu()[:, heads]  # [keys, heads, size]
         value = batch.value_cache[slots].double().cpu()[:, heads]
         q = query[at : at + row.count]
-        # [heads, tokens, keys] each: as the window is met, as the sinks are met.
+        # [heads, tokens, keys] each: scores for the window, scores for the sinks.
         near = _scores(layer, q, key, index[:, None] - j)
         turned = _turned_back(layer, q, index + row.base - place)
         far = _scores(layer, turned, key, place[:, None] - j)

@@ -35,7 +35,7 @@ SHAPES = {
 
 
 def run(provider: str, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
-    """The output of a provider; skips where it says that it cannot."""
+    """The output of a provider; skips if it refuses."""
     from vllm_sink.attention import flash_provider, providers
     from vllm_sink.attention.flash_plan import FlashPlan, FlashShape
     from vllm_sink.errors import UnsupportedError
@@ -126,7 +126,7 @@ def test_random_batches(provider: str, seed: int, monkeypatch: pytest.MonkeyPatc
         rows.append(Row(sinks, length, count, base, window))
     if draw.random() < 0.4:
         rows = [replace(row, count=1) for row in rows]
-    # A rolled stream is past its window, and its sinks lie before it.
+    # A rolled stream is past its window, and its sinks are before it.
     rows = [
         replace(row, base=0) if row.length < row.sinks + shape.window + row.count else row
         for row in rows
