@@ -90,7 +90,7 @@ class Bench:
         driver = self.drivers[name]
         try:
             driver.ask("begin", prompts=self.prompts[:streams])
-            # The first tokens after a start are slower or faster than the rest.
+            # The first tokens after a start differ from the rest.
             told = driver.ask("decode", tokens=self.args.tokens, seconds=self.args.seconds)
             peak = driver.ask("memory")["peak_bytes"]
         except DriverError as error:

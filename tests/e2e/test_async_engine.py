@@ -92,8 +92,8 @@ async def nothing_is_held(engine: AsyncLLM) -> bool:
 def test_a_client_that_does_not_read_is_let_go(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is told what was waiting and why it ended; others notice nothing. Nor is an answer held in
-    one piece without end.
+    """It gets what was waiting and the reason; others notice nothing. An endless answer that is not
+    streamed ends the same way.
     """
     # A thousand tokens fill what a stream may leave unsent.
     monkeypatch.setattr(slow_client_abort, "TOKEN", (16 << 20) // 1000)
