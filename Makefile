@@ -1,5 +1,4 @@
-# `make` lists the targets. All that they need they build first; none needs more than Python 3.11 and
-# a package index.
+# `make` lists the targets. Each builds what it needs first, from Python 3.11 and a package index.
 
 # The first that is new enough. In an environment that holds vLLM for a GPU, its python3.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -15,7 +14,7 @@ VENV := .venv$(if $(VLLM),-$(VLLM))/bin
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 \
 	$(VENV)/python -m pytest -q --durations=10 -n 2 --dist loadgroup
 
-# Containers often set it; then every run would compile vLLM's and torch's modules anew (20 s).
+# Containers often set it; every run would then recompile vLLM's and torch's modules (20 s).
 unexport PYTHONDONTWRITEBYTECODE
 export PORT
 ifneq ($(VLLM),)
@@ -52,50 +51,50 @@ test: env model text schemas ## run the tests, without the slow ones (more pytes
 test-all: env model text schemas ## run all tests
 	$(PYTEST) $(ARGS)
 
-# Without them the tests of monitoring are skipped, with the reason.
+# Without prometheus and promtool the tests of monitoring are skipped, with the reason.
 nightly: env model text schemas ## what `make test` leaves out on a CPU: slow, Ray, monitoring, a patched vLLM
 	@command -v prometheus >/dev/null && command -v promtool >/dev/null || \
-		echo "no prometheus or no promtool (Debian: prometheus): what needs them is skipped"
+		echo "no prometheus or no promtool (Debian: prometheus): tests that need them are skipped"
 	$(PYTEST) -m slow $(ARGS)
 
 test-gpu: env ## run the tests that need an NVIDIA GPU, four at a time
 	HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 $(VENV)/python -m pytest -q -n 4 tests/gpu $(ARGS)
 
-memcheck: env ## NVIDIA's compute-sanitizer over this project's kernels
+memcheck: env ## run this project's kernels under NVIDIA's compute-sanitizer
 	compute-sanitizer --tool memcheck --error-exitcode 1 $(VENV)/python -m pytest -q \
 		tests/gpu/test_providers.py -k "triton and (plain or odd or alibi) and not flash" $(ARGS)
 
-bench-gpu: env ## every GPU figure of the README, into benchmarks/out
+bench-gpu: env ## measure every GPU figure of the README, into benchmarks/out
 	$(VENV)/python -m benchmarks.kernel --json benchmarks/out/kernel.json
 	for e in "tpot --batch 1,32" "tpot --batch 128 --layers 12" ttft full flat; do \
 		$(VENV)/python -m benchmarks.serving --shape llama-3-8b --experiment $$e \
 			--json "benchmarks/out/serving-$$(echo $$e | tr -d ', -').json" || exit 1; done
 
-evidence: env model text ## the paper's experiments on a CPU, an hour; goes on where it stopped (FORCE=1: anew)
+evidence: env model text ## run the paper's experiments on a CPU, an hour; resumes after a stop (FORCE=1: all again)
 	nice $(VENV)/python -m benchmarks.paper.evidence $(ARGS)
 
-evidence-gpu: env model text ## those that need a GPU: a million tokens, time against cache size
+evidence-gpu: env model text ## run those that need a GPU: a million tokens, time against cache size
 	$(VENV)/python -m benchmarks.paper.evidence --gpu $(ARGS)
 
-peers: env model text ## the peers side by side: who computes the policy, past the context, speed (three hours)
+peers: env model text ## compare the peers: who computes the policy, past the context, speed (three hours)
 	$(VENV)/python -m benchmarks.peers.env
 	$(VENV)/python -m benchmarks.peers.gguf
 	$(VENV)/python -m benchmarks.peers.agreement --tokens 512 --json benchmarks/out/peers-agreement.json
 	$(VENV)/python -m benchmarks.peers.beyond --json benchmarks/out/peers-beyond.json
 	$(VENV)/python -m benchmarks.peers --json benchmarks/out/peers.json $(ARGS)
 
-monitoring-test: env model ## real server, real Prometheus: every query of every panel and rule
+monitoring-test: env model ## run every query of every panel and rule: real server, real Prometheus
 	@command -v prometheus >/dev/null && command -v promtool >/dev/null || { \
 		echo "make monitoring-test needs prometheus and promtool (Debian: prometheus)"; exit 1; }
 	$(PYTEST) tests/monitoring $(ARGS)
 
-ray-test: env ## a real Ray cluster here: 32 sessions on two replicas, one killed; scaling; the executor
+ray-test: env ## run a local Ray cluster: 32 sessions on two replicas, one killed; scaling; the executor
 	$(PYTEST) -n 0 -s tests/ray $(ARGS)
 
 manifests: env ## write deploy/monitoring/prometheusrule.yaml from its rules
 	$(VENV)/python deploy/monitoring/prometheusrule.py
 
-# Schemas of custom resources come from npm; where there is none, their tests are skipped.
+# Schemas of custom resources come from npm; without it their tests are skipped.
 schemas: build/schemas/node_modules
 
 build/schemas/node_modules: tests/deploy/schemas/package.json
@@ -113,18 +112,18 @@ dashboard-picture: ## draw docs/dashboard.png from a live server (part of monito
 	DASHBOARD_PICTURE=docs/dashboard.png MONITORING_SECONDS=150 $(MAKE) monitoring-test
 
 # Small segments and a pool of 400 blocks: many rollovers, and soon every block has been used.
-# At the end a fresh server takes turns with the old one, seven minutes: the machine's speed drops out.
-soak: env model ## run endless streams with short requests beside for MINUTES=60; fail if anything grows
+# At the end a fresh server takes turns with the old one for seven minutes: the machine's speed cancels.
+soak: env model ## run endless streams beside short requests for MINUTES=60; fail if anything grows
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} VLLM_CPU_KVCACHE_SPACE=$${VLLM_CPU_KVCACHE_SPACE:-1} HF_HUB_OFFLINE=1 \
 	$(VENV)/python -m benchmarks.endless --model $(MODEL) --streams 8 --minutes $(or $(MINUTES),60) \
 		--segment-tokens 1024 --serve-args='--enforce-eager --num-gpu-blocks-override 400' \
 		--pairs 10 --check --json benchmarks/out/soak.json $(ARGS)
 
-fuzz: env ## send what no client should to every route for MINUTES=30; fail if anybody else notices
+fuzz: env ## send malformed requests to every route for MINUTES=30; fail if any other request notices
 	HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 $(VENV)/python -m tests.fuzz --minutes $(or $(MINUTES),30) \
 		--json build/fuzz.json $(ARGS)
 
-lint: env ## ruff: check and format; import-linter: no room imports a higher one, no circles
+lint: env ## ruff: check and format; import-linter: no room imports a higher one, no cycles
 	$(VENV)/ruff check .
 	$(VENV)/ruff format --check .
 	$(VENV)/lint-imports --no-cache
@@ -132,12 +131,12 @@ lint: env ## ruff: check and format; import-linter: no room imports a higher one
 type: env ## mypy on the package
 	$(VENV)/mypy vllm_sink
 
-compat: ## which hooks hold in another vLLM, by its sources: make compat VLLM=0.33.0
+compat: ## list which hooks hold in another vLLM, from its sources: make compat VLLM=0.33.0
 	@test -n "$(VLLM)" || { echo "make compat VLLM=0.33.0"; exit 2; }
 	@VLLM_SINK_VLLM= $(MAKE) --no-print-directory env VLLM=
 	.venv/bin/python -m vllm_sink.compat.report $(VLLM)
 
-ci: lint type test ## what CI runs
+ci: lint type test ## run what CI runs
 
 clean: ## remove what was built: .venv, models, caches
 	rm -rf .venv models build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

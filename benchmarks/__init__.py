@@ -1,1 +1,1 @@
-"""Every figure of the README comes from here: scripts that write JSON and a picture."""
+"""The scripts behind every figure of the README; each writes JSON and a picture."""

@@ -1,12 +1,12 @@
-"""What plain chat clients get: many short chats without a length at once, beside stock vLLM.
+"""What plain chat clients get: many short, concurrent chats without a length, against stock vLLM.
 
     python -m benchmarks.chats --model DIR --json out.json
 
-Two servers with vLLM's defaults, one of them with ``--kv-policy sink`` and no more; one works while
-the other is stopped. Each is sent ``--chats`` one-line chats at once, without ``max_tokens``, over
-``--rounds`` rounds in turns. All of them end: tokens a second, and times to the first token.
+Two servers with vLLM's defaults, one of them with only ``--kv-policy sink`` added; one works while
+the other is stopped. Each gets ``--chats`` concurrent one-line chats without ``max_tokens``, in
+``--rounds`` alternating rounds. All chats end: tokens per second, and times to the first token.
 
-Then, with the policy alone: a request of four tokens, by itself, beside endless streams, and beside
+Then, with the policy only: a request of four tokens, by itself, beside endless streams, and beside
 these and large requests that wait for their blocks.
 """
 
@@ -46,7 +46,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def chat(served: Served, i: int, seed: int, told: list[dict[str, float]]) -> None:
-    """One chat as a plain client sends it: seconds to its first token, tokens, end."""
+    """One chat as a plain client sends it: seconds to its first token, tokens, finish reason."""
     body = {
         "model": "model",
         "messages": [{"role": "user", "content": f"{LINES[i % len(LINES)]} ({i})"}],
@@ -62,7 +62,7 @@ def chat(served: Served, i: int, seed: int, told: list[dict[str, float]]) -> Non
 
 
 def crowd(served: Served, args: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """All chats at once, to the last one's end."""
+    """All chats concurrently, until the last one ends."""
     told: list[dict[str, float]] = []
     clients = [
         threading.Thread(target=chat, args=(served, i, seed, told)) for i in range(args.chats)
@@ -87,7 +87,7 @@ def crowd(served: Served, args: argparse.Namespace, seed: int) -> dict[str, Any]
 
 
 class Streams:
-    """Endless streams until the end of the block: all that the server takes."""
+    """Endless streams until the end of the block: as many as the server admits."""
 
     def __init__(self, served: Served) -> None:
         self._served = served
@@ -143,7 +143,7 @@ def small(served: Served, count: int) -> list[float]:
 
 
 def beside(served: Served, args: argparse.Namespace) -> dict[str, Any]:
-    """Small requests by themselves, beside streams, and beside streams and what waits."""
+    """Small requests by themselves, beside streams, and beside streams and waiting requests."""
     draw = np.random.default_rng(0)
     found: dict[str, Any] = {"alone_s": small(served, args.small)}
     with Streams(served) as streams:
@@ -161,7 +161,7 @@ def beside(served: Served, args: argparse.Namespace) -> dict[str, Any]:
                         if stop.is_set():
                             return
                 except RuntimeError:
-                    pass  # told that it waited too long
+                    pass  # refused: it waited too long
 
             for _ in range(8):
                 prompt = draw.integers(100, 30_000, args.large_tokens).tolist()
@@ -193,7 +193,7 @@ def main() -> None:
     ):
         servers = {"stock": stock, "sink": sink}
         for served in servers.values():
-            small(served, 3)  # whatever a first request compiles
+            small(served, 3)  # the first request may compile
         bar = tqdm(total=2 * args.rounds + 1, desc="rounds")
         for seed in range(args.rounds):
             for name in ("stock", "sink") if seed % 2 == 0 else ("sink", "stock"):

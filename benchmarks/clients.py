@@ -1,4 +1,4 @@
-"""Clients that measure: streams that live while something else is asked, and one that asks."""
+"""Clients that measure: background streams, and a request beside them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.served import Served
 
 
 class Live:
-    """Streams that run until they are left; knows when each of their tokens arrived.
+    """Streams that run until they are closed, with the arrival time of each token.
 
     Args:
         served: the server.

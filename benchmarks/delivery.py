@@ -1,12 +1,12 @@
-"""Does a token reach the client as fast late in a stream as early, the front end included?
+"""Does a late token of a stream reach the client as fast as an early one, front end included?
 
     python -m benchmarks.delivery --model DIR --marks 5000,50000,500000 --sink-tokens 4 \\
         --window-tokens 509 --segment-tokens 2048 --json out.json
 
-One streamed completion and one streamed chat, one after the other (``--together``: at once, in half
-the time, and then neither is told from the other), until the last mark is ``--span`` tokens behind.
-Around each mark: the gaps between tokens as the client sees them, and the CPU time that the API
-server and the engine spend on a token, which a busy machine does not disturb.
+One streamed completion and one streamed chat, one after the other (``--together``: concurrently, in
+half the time, but their CPU time is not separated), until ``--span`` tokens past the last mark.
+Around each mark: the gaps between tokens as the client sees them, and the CPU time per token of the
+API server and the engine, which a busy machine does not disturb.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--marks", default="5000,50000,500000", help="tokens of the answer")
     parser.add_argument("--span", type=int, default=2500, help="tokens before and after a mark")
     parser.add_argument("--endpoints", default=",".join(ENDPOINTS))
-    parser.add_argument("--together", action="store_true", help="all endpoints at once")
+    parser.add_argument("--together", action="store_true", help="all endpoints concurrently")
     args = parser.parse_args()
     args.marks = sorted(map(int, args.marks.split(",")))
     args.endpoints = args.endpoints.split(",")
@@ -53,7 +53,7 @@ def parse_args() -> argparse.Namespace:
 
 
 class Stream:
-    """One client, from its first token to the last that is wanted.
+    """One client, from its first token to the last requested.
 
     Attributes:
         arrived: seconds of each token.
@@ -89,7 +89,7 @@ class Stream:
 
 
 def follow(served: Served, endpoints: list[str], args: argparse.Namespace) -> dict[str, Any]:
-    """Streams of these endpoints at once, and what the server spends on them."""
+    """Concurrent streams of these endpoints, and what the server spends on them."""
     from tqdm import tqdm
 
     tokens = args.marks[-1] + args.span
@@ -137,7 +137,7 @@ def _cpu(samples: list[tuple[int, dict[str, float]]], mark: int, span: int) -> d
 
 
 def _curve(arrived: array[float]) -> list[tuple[int, float]]:
-    """(token, milliseconds a token) in 200 pieces."""
+    """(token, milliseconds per token) in 200 pieces."""
     edges = np.linspace(0, len(arrived) - 1, 201).astype(int)
     times = np.array(arrived)[edges]
     cost = 1000 * np.diff(times) / np.maximum(1, np.diff(edges))
@@ -145,7 +145,7 @@ def _curve(arrived: array[float]) -> list[tuple[int, float]]:
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Milliseconds a token as it arrives, and CPU time a token at the marks."""
+    """Milliseconds per token at the client, and CPU time per token at the marks."""
     import matplotlib
 
     matplotlib.use("Agg")

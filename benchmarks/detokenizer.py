@@ -4,10 +4,10 @@
 
 Answers of ordinary text, of U+FFFD and of skipped special tokens, by three tokenizers: the model's
 own, which must be byte-level; the same with a decoder that does not say so, which takes the path of
-SentencePiece; and ByT5's, which is Python alone. For each position a detokenizer is brought there;
-then all of a kind of answer run in turns, a few tokens each, so that a machine that slows down
-slows all. Only ``decode_next`` is timed: the rest is vLLM's in both. Where vLLM's reads all tokens
-so far at each step it is brought to ``--vllm-limit`` at most.
+SentencePiece; and ByT5's, which is pure Python. A detokenizer is advanced to each position; then
+those of one kind of answer take turns, a few tokens each, so that a machine that slows down slows
+all. Only ``decode_next`` is timed: the rest is vLLM's in both. vLLM's detokenizers that read all
+tokens so far at each step are advanced to ``--vllm-limit`` at most.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def tokenizers(model: str) -> dict[str, Any]:
 
 
 def answers(tokenizer: Any, text: str) -> dict[str, list[int]]:
-    """Tokens by kind of answer, to be repeated for ever."""
+    """Tokens by kind of answer, to be repeated forever."""
     return {
         "ordinary text": tokenizer.encode(text, add_special_tokens=False),
         "U+FFFD": tokenizer.encode("\ufffd", add_special_tokens=False),
@@ -77,13 +77,13 @@ def answers(tokenizer: Any, text: str) -> dict[str, list[int]]:
 
 
 class Side:
-    """One detokenizer at one position, and the seconds of its spells."""
+    """One detokenizer at one position, and the seconds of its turns."""
 
     def __init__(self, who: str, at: int, detokenizer: Any, tokens: list[int]) -> None:
         self.who, self.at, self.detokenizer = who, at, detokenizer
         self.tokens: Iterator[int] = itertools.cycle(tokens)
         self.step(at)
-        self.tokens = itertools.cycle(tokens)  # all sides are timed on the same text
+        self.tokens = itertools.cycle(tokens)  # all sides decode the same text
         self.seconds: list[float] = []
 
     def step(self, count: int) -> None:
@@ -93,7 +93,7 @@ class Side:
             step(token)
 
     def spell(self, count: int) -> None:
-        self.step(count)  # what ran before may have emptied the processor's caches
+        self.step(count)  # other sides may have evicted the processor's caches
         begin = time.perf_counter()
         self.step(count)
         self.seconds.append((time.perf_counter() - begin) / count)
@@ -145,7 +145,7 @@ def measure(
     for _ in range(args.turns):
         for side in random.sample(sides, len(sides)):  # none always comes first
             grows = side.who == "vLLM" and kind != "ordinary text"
-            side.spell(1 if grows else args.spell)  # or it would soon stand somewhere else
+            side.spell(1 if grows else args.spell)  # or it would soon be at another position
     ours = {side.at: side.seconds for side in sides if side.who == "vllm-sink"}
     ratios = [late / early for late, early in zip(ours[LATE], ours[EARLY], strict=True)]
     return {

@@ -1,16 +1,16 @@
-"""Endless streams over HTTP: what a token costs, and what the server holds, from first to last.
+"""Endless streams over HTTP: what a token costs, and what the server holds, from start to end.
 
     python -m benchmarks.endless --model DIR --streams 8 --tokens 20000 --sink-tokens 4 \\
         --window-tokens 509 --segment-tokens 2048 --json out.json
 
 ``vllm serve`` runs in processes of its own; each stream is one streamed completion, and beside
-them a short request comes every ``--short-every`` seconds. With ``--minutes`` instead of
-``--tokens`` the streams run until the time is over and are then left by their clients. ``--check``
-ends with status 1 if a token became dearer, or a process or the KV cache larger (``make soak``).
+them a short request is sent every ``--short-every`` seconds. With ``--minutes`` instead of
+``--tokens`` the streams run until the time is over; then their clients disconnect. ``--check``
+ends with status 1 if a token's cost, a process or the KV cache has grown (``make soak``).
 
-A shared machine may become half as fast within the hour, and then the clock says nothing of the
+A shared machine may become half as fast within the hour; the clock then says nothing about the
 server. With ``--pairs`` a fresh server is started at the end, under the same streams, and both take
-turns; what a token costs is then told by the ratio of the two (``benchmarks.turns``).
+turns; the ratio of the two is then the measure (``benchmarks.turns``).
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def started(args: argparse.Namespace, name: str = "") -> AbstractContextManager[Served]:
-    """A server for the streams; ``name`` tells its log from the first one's."""
+    """A server for the streams; ``name`` distinguishes its log from the first one's."""
     log = args.json.with_suffix(f".{name}.log" if name else ".log")
     return serve(args.model, log, flags(args, "--max-num-seqs", str(args.streams + 8)))
 

@@ -1,11 +1,11 @@
-"""What an endless run comes to: cost of a token early and late, growth, and its picture.
+"""The result of an endless run: cost of a token early and late, growth, and its picture.
 
 What a process holds is compared once the run is *settled*: every stream has rolled over and has
-been told more than the front end keeps of it, and every block of the KV pool has been used, since
-until then the prefix cache takes some hundred bytes of host memory for each block that it meets
-(and no more ever: the pool is what bounds it). Between two rollovers lists fill up, so it is the
-most of each *round*, in which every stream rolls once, that is compared, by least squares over all
-rounds; the second half of them stands beside, where a plateau shows.
+received more than the front end keeps of it, and every block of the KV pool has been used, because
+until then the prefix cache takes some hundred bytes of host memory for each new block (the pool
+bounds that). Lists fill up between two rollovers, so the maximum of each *round*, in which every
+stream rolls once, is compared, by least squares over all rounds; the second half of them is
+reported as well, where a plateau shows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.endless_run import POINTS, Run
 from benchmarks.served import settings
 
-#: Rounds from which growth is told.
+#: Rounds needed to measure growth.
 LEAST_ROUNDS = 3
 
 #: What a token may cost at the end, as a ratio.
@@ -42,7 +42,7 @@ def tenth(values: list[float], number: int) -> float:
 
 
 def cpu_per_token(samples: list[dict[str, Any]], number: int) -> dict[str, float]:
-    """CPU milliseconds that each process spent on a token in this tenth of all tokens."""
+    """CPU milliseconds per token of each process in this tenth of all tokens."""
     tokens = samples[-1]["tokens"]
     begin, end = (
         min(samples, key=lambda s: abs(s["tokens"] - part * tokens / 10))
@@ -56,12 +56,12 @@ def cpu_per_token(samples: list[dict[str, Any]], number: int) -> dict[str, float
 
 
 def settled(samples: list[dict[str, Any]], least: int, pool: int) -> list[dict[str, Any]]:
-    """Samples from when each stream was so long and all ``pool`` tokens of KV had been used."""
+    """Samples from when each stream was this long and all ``pool`` tokens of KV had been used."""
     return [s for s in samples if s["shortest"] >= least and s["tokens"] >= pool]
 
 
 def peaks(samples: list[dict[str, Any]], streams: int) -> list[dict[str, Any]]:
-    """Of each whole round its last number of tokens, and the most that each process held."""
+    """For each whole round its last number of tokens, and the maximum that each process held."""
     rounds = [list(group) for _, group in groupby(samples, lambda s: s["rollovers"] // streams)]
     names = set.intersection(*(set(s["memory"]) for s in samples)) if samples else set()
     return [
@@ -74,7 +74,7 @@ def peaks(samples: list[dict[str, Any]], streams: int) -> list[dict[str, Any]]:
 
 
 def growth(rounds: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """How each process grew over these rounds: first and last, and bytes a token."""
+    """How each process grew over these rounds: first and last, and bytes per token."""
     if len(rounds) < LEAST_ROUNDS:
         return {}
     tokens = [r["tokens"] for r in rounds]
@@ -147,7 +147,7 @@ def _median_half(values: list[float], half: int) -> float | None:
 
 
 def complaints(result: dict[str, Any]) -> list[str]:
-    """What a soak does not tolerate."""
+    """What makes a soak fail."""
     found = list(result["errors"])
     beside = result["beside_fresh"]
     ratio = beside["ratio"] if beside else result["last_over_second_tenth"]
@@ -177,7 +177,7 @@ def complaints(result: dict[str, Any]) -> list[str]:
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Time a token, resident memory, KV blocks and rollovers, from first to last."""
+    """Time per token, resident memory, KV blocks and rollovers, from start to end."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -213,7 +213,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 
 def _draw_turns(beside: dict[str, Any], turns: Any, cpu: Any) -> None:
-    """Time a token of both servers turn by turn, and the CPU time of their processes."""
+    """Time per token of both servers, turn by turn, and the CPU time of their processes."""
     times = {
         name: [1000 * pair[name]["seconds"] / pair[name]["tokens"] for pair in beside["turns"]]
         for name in ("aged", "fresh")
@@ -233,7 +233,7 @@ def _draw_turns(beside: dict[str, Any], turns: Any, cpu: Any) -> None:
 
 
 def said(result: dict[str, Any]) -> str:
-    """The result in a line."""
+    """The result in one line."""
     ratio, beside = result["last_over_second_tenth"], result["beside_fresh"]
     grown = ", ".join(
         f"{n} {m['bytes_per_token']:+.2f} ({m['bytes_per_token_second_half']:+.2f} in the second "

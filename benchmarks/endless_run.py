@@ -1,4 +1,4 @@
-"""Clients of ``benchmarks.endless``: what they are sent, and what their server holds meanwhile."""
+"""Clients of ``benchmarks.endless``: what they receive, and what their server holds meanwhile."""
 
 from __future__ import annotations
 
@@ -129,13 +129,13 @@ class Run:
         self.leave_alone()
 
     def warm(self, tokens: int) -> None:
-        """Wait until every stream has been told so many tokens, and leave it at that."""
+        """Wait until every stream has received this many tokens."""
         while min(self.arrived) < tokens and not self.errors:
             time.sleep(0.5)
         self.leave_alone()
 
     def leave_alone(self) -> None:
-        """No short requests and no records any more: the streams go on by themselves."""
+        """Stop short requests and records; the streams continue."""
         self.watched.set()
         for thread in self.beside:
             thread.join()

@@ -1,4 +1,4 @@
-"""Engines in this process, and texts cut into tokens: what the measurements of quality share."""
+"""Engines in this process, and tokenized texts, for the measurements of quality."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-# In this process, so that the scheduler can be asked how far it has come.
+# In this process, so that the scheduler's progress can be read.
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
 
-#: vLLM's own default, said here so that result files can say it.
+#: vLLM's own default, named here so that result files can record it.
 SEED = 0
 
 
@@ -35,11 +35,11 @@ def start(
             ``full`` for vLLM unchanged, its rotary table widened to ``length``.
         length: tokens of bookkeeping that a stream may have.
         dtype: of weights and arithmetic.
-        chunk: most tokens of a step (``max_num_batched_tokens``).
-        streams: most at once.
+        chunk: maximum number of tokens of a step (``max_num_batched_tokens``).
+        streams: maximum number of concurrent streams.
         kv_gib: size of the KV pool; None for vLLM's own choice.
-        prefix_caching: whether a prompt finds what an earlier one left.
-        settings: more of ``LLM``'s.
+        prefix_caching: whether a prompt reuses an earlier one's blocks.
+        settings: further arguments of ``LLM``.
     """
     from vllm import LLM
 
@@ -51,7 +51,7 @@ def start(
         widened = max(length, native_context(model))
         settings["hf_overrides"] = {"max_position_embeddings": widened}
     else:
-        # The log-probabilities of a prompt are asked of one segment.
+        # Log-probabilities of a prompt exist only within one segment.
         policy = {"segment_tokens": length, **kv_policy}
         settings["additional_config"] = {
             "kv_policy": {key: value for key, value in policy.items() if value is not None}
@@ -83,7 +83,7 @@ def stop(llm: Any) -> None:
 
 
 def native_context(model: str) -> int:
-    """The model's own context; the engine of ``--policy full`` was told a wider one."""
+    """The model's own context; the engine of ``--policy full`` was given a wider one."""
     from transformers import AutoConfig
 
     return int(AutoConfig.from_pretrained(model).get_text_config().max_position_embeddings)

@@ -1,16 +1,15 @@
-"""What an endless stream costs the short requests beside it, and a queue of prompts the streams.
+"""What endless streams cost the short requests beside them, and queued prompts the streams.
 
     python -m benchmarks.fairness --model DIR --sink-tokens 4 --window-tokens 509 \\
         --segment-tokens 1024 --json out.json
 
-Two servers run side by side and take turns, so that a busy machine disturbs both: ``rolled``, with
-segments of ``--segment-tokens``, whose streams roll all the time, and the control ``ordinary``, in
-whose segments of ``--ordinary-tokens`` the same streams stay ordinary requests. Both have the same
-window. In each:
+Two servers take turns, so that a busy machine disturbs both: ``rolled``, with segments of
+``--segment-tokens``, whose streams roll all the time, and the control ``ordinary``, in whose
+segments of ``--ordinary-tokens`` the same streams never roll. Both have the same window. In each:
 
-- short requests, one after the other, beside 0, 1, 4, 8 streams: time to their first token and a
+- short requests, one after the other, beside 0, 1, 4, 8 streams: time to the first token and per
   token thereafter;
-- streams, while ``--prompts`` prompts of ``--prompt-tokens`` tokens wait in line: the gaps between
+- streams, while ``--prompts`` prompts of ``--prompt-tokens`` tokens are queued: the gaps between
   their tokens, before and during.
 """
 
@@ -47,7 +46,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--short-prompt", type=int, default=32, help="tokens")
     parser.add_argument("--short-output", type=int, default=16, help="tokens")
     parser.add_argument("--live", type=int, default=4, help="streams beside the queue of prompts")
-    parser.add_argument("--prompts", type=int, default=6, help="that wait in line")
+    parser.add_argument("--prompts", type=int, default=6, help="queued prompts")
     parser.add_argument("--prompt-tokens", type=int, default=10_000)
     parser.add_argument("--vocabulary", type=int, default=256, help="token ids to draw from")
     parser.add_argument("--ordinary-tokens", type=int, default=65_536)
@@ -62,8 +61,8 @@ def stream_prompt(args: argparse.Namespace) -> int:
 def beside(served: Served, streams: int, args: argparse.Namespace, seed: int) -> list[Any]:
     """(first token, a token after) of short requests beside so many streams.
 
-    A stream's prompt is longer than a small segment: from its first token on it costs what it ever
-    will, and where segments are small it has rolled.
+    A stream's prompt is longer than a small segment: from its first token on its cost is constant,
+    and with small segments it has rolled.
     """
     draw = np.random.default_rng(seed)
     with Live(served, streams, stream_prompt(args), args.vocabulary):
@@ -100,7 +99,7 @@ def short_requests(sides: Sides, args: argparse.Namespace, bar: Any) -> list[dic
 
 
 def in_line(served: Served, args: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """Gaps between the tokens of streams: alone, and while prompts are taken."""
+    """Gaps between the tokens of streams: alone, and while prompts are prefilled."""
     draw = np.random.default_rng(seed)
     prompts = draw.integers(10, args.vocabulary, (args.prompts, args.prompt_tokens)).tolist()
     taken: list[float] = []
@@ -200,7 +199,7 @@ def main() -> None:
             told = flags(args, "--max-num-seqs", str(most + 4), segment_tokens=segment)
             sides[side] = stack.enter_context(serve(args.model, log, told))
         for served in sides.values():
-            beside(served, 2, args, 1000)  # warms up
+            beside(served, 2, args, 1000)  # warm-up
         turns = 2 * args.rounds * (1 + len(args.streams.split(",")))
         with tqdm(total=turns, desc="turns") as bar:
             short, queue = short_requests(sides, args, bar), queued(sides, args, bar)

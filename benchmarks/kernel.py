@@ -3,15 +3,15 @@
     python -m benchmarks.kernel --windows 1024,4096 --batches 1,8,32,64,128,256 --json out.json
 
 One decode step of one layer (32 query heads, 8 KV heads, 128 channels, bfloat16), as vLLM runs it:
-its cache layout, its block tables, FlashAttention 3 with the plan that vLLM computes ahead, whole
+its cache layout, its block tables, FlashAttention 3 with the plan that vLLM computes ahead, all
 in a CUDA graph. Each call of a graph reads a cache of its own, as the layers of a model do, so that
-nothing is found in the L2 cache that a model would not find there. Sides are interleaved: a round
-times each of them once, in a new order. Beside the JSON stands a picture.
+the L2 cache holds no more than it would for a model. Sides are interleaved: a round times each of
+them once, in a new order. A picture is written beside the JSON.
 
 Sides: ``stock window`` is vLLM's sliding window over the whole stream's block table, ``stock full``
 is its full attention over a context as long as the window, the others are this project's providers.
-``xformers`` and ``torch`` never run inside a graph, here neither: they are launched layer by layer,
-``EAGER_ROUNDS`` times after the others, what they prepare once a step not counted.
+``xformers`` and ``torch`` never run inside a graph: they are launched layer by layer,
+``EAGER_ROUNDS`` times after the others, not counting what they prepare once per step.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import torch
 from benchmarks import record
 
 HEADS, KV_HEADS, SIZE = 32, 8, 128
-#: What the L2 cache of an H100 holds, several times over.
+#: Several times the L2 cache of an H100.
 ROTATED_BYTES = 300 << 20
 MOST_CALLS = 40
 EAGER_ROUNDS = 5
@@ -118,7 +118,7 @@ def microseconds(run: Callable[[], None], calls: int) -> float:
 
 
 def copy_bandwidth() -> float:
-    """Bytes a second, read and written, of a large copy on this card."""
+    """Bytes per second, read and written, of a large copy on this card."""
     source = torch.randn(1 << 30, device="cuda", dtype=torch.bfloat16)
     target = torch.empty_like(source)
     graph = graph_of(target.copy_, [source])
@@ -308,7 +308,7 @@ def _each(call: Callable[[torch.Tensor], None], layers: list[torch.Tensor]) -> N
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Ratio to stock by batch, a panel for each window; of what runs in graphs."""
+    """Ratio to stock by batch, a panel for each window, for sides that run in graphs."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,13 +1,13 @@
-"""A prompt that is far longer than a segment, over HTTP: is it taken at a flat rate?
+"""A prompt far longer than a segment, over HTTP: is it prefilled at a constant rate?
 
     python -m benchmarks.longprompt --model DIR --prompt-tokens 1000000 --sink-tokens 4 \\
         --window-tokens 509 --segment-tokens 4096 --json out.json
 
-The prompt is sent as token ids to ``vllm serve``, whose ``max_model_len`` is the segment. How far
-it has got is read from ``/metrics`` while it is computed (``vllm_sink_tokens_evicted``: vLLM's own
-counter of prompt tokens moves when a prompt is done). The rate is told by the clock and by the
-engine's CPU time, of each tenth as a whole and by the lower quartile of its pieces, a hundredth of
-the prompt each: what other work on the machine disturbs least. A request of the same shape with a
+The prompt is sent as token ids to ``vllm serve``, whose ``max_model_len`` is the segment. Its
+progress is read from ``/metrics`` (``vllm_sink_tokens_evicted``: vLLM's own counter of prompt
+tokens changes only when a prompt is done). The rate is measured by the clock and by the engine's
+CPU time, for each tenth as a whole and as the lower quartile of its pieces, a hundredth of the
+prompt each, which other work on the machine disturbs least. A request of the same shape with a
 prompt of ``--warm-up`` tokens goes first, then ``--rounds`` different prompts.
 """
 
@@ -49,7 +49,7 @@ def parse_args() -> argparse.Namespace:
 
 
 class Prompt:
-    """One long prompt, and how far it has got.
+    """One long prompt and its progress.
 
     Attributes:
         samples: (seconds, tokens taken, CPU seconds of the engine), from sending it to its answer.
@@ -122,7 +122,7 @@ def pieces(prompts: list[Prompt], column: int) -> np.ndarray:
 
 
 def rate(prompts: list[Prompt], column: int) -> dict[str, Any]:
-    """Cost of a thousand tokens by tenth, and what the last costs in terms of the first."""
+    """Cost of a thousand tokens by tenth, and the ratio of the last to the first."""
     each = pieces(prompts, column)
     mean, quiet = each.mean(1), np.percentile(each, 25, axis=1)
     return {
@@ -167,7 +167,7 @@ def summarise(
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """How far each prompt has got, and the cost of a thousand tokens by tenth."""
+    """Progress of each prompt, and the cost of a thousand tokens by tenth."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -2,11 +2,11 @@
 
     python -m benchmarks.metrics_cost --model DIR --streams 64 --json out.json
 
-One engine with vLLM's own statistics on all along, many streams decoding past their windows. Short
-spells of steps run in turn with this project's statistics (counting in the scheduler, messages,
-export to prometheus-client) and without; pairs of neighbouring spells are compared, so that a
-machine that slows down slows both. What the manager of blocks counts when a block moves stays on.
-Beside it stands what the hooks took by a clock around them.
+One engine with vLLM's own statistics always on, many streams decoding past their windows. Short
+runs of steps alternate with this project's statistics (counting in the scheduler, messages,
+export to prometheus-client) and without; pairs of neighbouring runs are compared, so that a
+machine that slows down slows both. What the block manager counts when a block moves stays on.
+The time of the hooks, by a clock around them, is reported as well.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--sink-tokens", type=int, default=4)
     parser.add_argument("--window-tokens", type=int, default=60)
     parser.add_argument("--spell", type=int, default=10, help="steps between two switches")
-    parser.add_argument("--pairs", type=int, default=200, help="spells with, and without")
+    parser.add_argument("--pairs", type=int, default=200, help="runs with, and without")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--json", required=True, type=Path)
     return parser.parse_args()
@@ -94,7 +94,7 @@ class Clock:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of each spell."""
+    """Seconds of each run of steps."""
     from vllm_sink.metrics.export import SinkStatLogger
 
     llm = engine(args)
@@ -119,7 +119,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         first = random.random() < 0.5  # neither always comes first
         for state in (first, not first):
             (on if state else off).append(spell(state))
-    # The same with clocks in the hooks, apart, since reading a clock costs as much as a hook.
+    # The same with clocks in the hooks, separately: reading a clock costs as much as a hook.
     clocks = [Clock(collector, "message"), Clock(ours, "record")]
     start = time.perf_counter()
     while time.perf_counter() - start < CLOCKED and llm.has_unfinished_requests():

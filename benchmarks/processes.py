@@ -1,4 +1,4 @@
-"""A process with all that it started: who they are, and signals to all of them.
+"""A process and all its descendants, and signals to all of them.
 
 Only the standard library: the peers' drivers use it in environments of their own.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def family(pid: int) -> Iterator[int]:
-    """A process and all that it started."""
+    """A process and all its descendants."""
     yield pid
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         with suppress(OSError):  # it may just have ended

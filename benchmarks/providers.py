@@ -1,11 +1,11 @@
-"""How far apart are the log-probabilities of two ways to compute the same attention?
+"""How much do the log-probabilities of two ways to compute the same attention differ?
 
     python -m benchmarks.providers --model DIR --text FILE --dtype bfloat16 --json out.json
 
-Every provider of the policy scores the same text, token by token, and is held against ``torch``.
-What that difference is worth is told by vLLM unchanged: its FlashAttention against its other
-kernels and against PyTorch's scaled dot product attention, which transformers calls, over the same
-tokens within the model's context. Every side runs in a process of its own, several at once.
+Every provider of the policy scores the same text, token by token, and is compared with ``torch``.
+vLLM unchanged gives the scale of that difference: its FlashAttention against its other kernels
+and against PyTorch's scaled dot product attention, which transformers calls, over the same tokens
+within the model's context. Every side runs in a process of its own, several concurrently.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--chunk", type=int, default=1024, help="tokens of a prefill chunk")
     parser.add_argument("--kv-gib", type=float, default=2, help="size of the KV pool")
-    parser.add_argument("--sides", default=",".join(SIDES), help="with commas between")
-    parser.add_argument("--jobs", type=int, default=1, help="sides at once")
+    parser.add_argument("--sides", default=",".join(SIDES), help="comma-separated")
+    parser.add_argument("--jobs", type=int, default=1, help="concurrent sides")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--json", required=True, type=Path, help="where the result goes")
     args = parser.parse_args()
@@ -92,7 +92,7 @@ def score_vllm(args: argparse.Namespace, kind: str, name: str) -> list[float]:
 
 
 def score_transformers(args: argparse.Namespace, name: str) -> list[float]:
-    """The same by transformers, chunk by chunk over its own cache: full attention."""
+    """The same with transformers, chunk by chunk over its own cache: full attention."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -159,7 +159,7 @@ def all_sides(args: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], d
 
 
 def apart(a: Any, b: Any) -> dict[str, float]:
-    """How far two rows of log-probabilities are from one another."""
+    """The difference of two rows of log-probabilities."""
     difference = np.abs(a - b)
     perplexity = [math.exp(-x.mean()) for x in (a, b)]
     return {

@@ -2,10 +2,10 @@
 
     python -m benchmarks.purity --model DIR --text FILE --dtype bfloat16 --json out.json
 
-Two streams end in the same text; one reads ``--far`` other tokens between the sinks and it. Once
-the text has run for (layers + 1) windows, all that a token can reach comes from the sinks and from
-the text itself, directly or through other tokens: the same window state at another index. What
-follows is scored, and would agree exactly if rounding did not depend on the index.
+Two streams end in the same text; one reads ``--far`` other tokens between the sinks and the text.
+After (layers + 1) windows of the text, all that a token can reach comes from the sinks and from
+the text itself, directly or through other tokens: the same window state at another index. The rest
+is scored, and would agree exactly if rounding did not depend on the index.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
         --sink-tokens 4 --window-tokens 509 --dtype float32 --json out.json
 
 One request holds the whole text; vLLM prefills it in chunks and returns the log-probability of each
-token (``prompt_logprobs``), so what is scored is what a server computes. Beside the JSON stands a
-picture of the curve. ``--policy full`` is vLLM unchanged, its rotary table widened to the text.
+token (``prompt_logprobs``), so a server's own computation is scored. A picture of the curve is
+written beside the JSON. ``--policy full`` is vLLM unchanged, its rotary table extended to the text.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--text", required=True, type=Path, help="any UTF-8 text")
     parser.add_argument("--tokens", type=int, default=24_576, help="score the first N tokens")
     parser.add_argument(
-        "--repeat", action="store_true", help="begin a text again that is shorter than that"
+        "--repeat", action="store_true", help="repeat a text that is shorter than that"
     )
     parser.add_argument("--policy", choices=("sink", "window", "full"), default="sink")
     parser.add_argument("--sink-tokens", type=int)
@@ -47,7 +47,7 @@ def parse_args() -> argparse.Namespace:
         help="an experiment: sinks where they truly are, against the paper's section 3.2",
     )
     parser.add_argument(
-        "--samples", type=int, default=320, help="tell so many tokens by themselves, evenly spread"
+        "--samples", type=int, default=320, help="report this many tokens singly, evenly spread"
     )
     parser.add_argument("--bin", type=int, default=512, help="tokens of a point of the curve")
     parser.add_argument("--json", required=True, type=Path, help="where the result goes")

@@ -1,4 +1,4 @@
-"""What every result file says of the run that made it."""
+"""What every result file records about its run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _processor() -> str:
 
 
 def _arguments() -> list[str]:
-    """The command line; where a file lies on this machine is nobody's business."""
+    """The command line, without this machine's folders."""
     return [Path(a).name if Path(a).is_absolute() else a for a in sys.argv[1:]]
 
 
@@ -110,6 +110,6 @@ def write(path: Path, result: dict[str, Any]) -> None:
 
 
 def earlier(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """The result that is there already, if it was made with these settings; else an empty one."""
+    """The existing result if it was made with these settings; else an empty one."""
     told: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     return told if {key: told.get(key) for key in settings} == settings else {}

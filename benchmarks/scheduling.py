@@ -1,12 +1,12 @@
-"""What waits costs a step nothing: the scheduler's time with and without requests that wait.
+"""Waiting requests add nothing to a step: the scheduler's time with and without them.
 
     python -m benchmarks.scheduling --model DIR --json out.json
 
-vLLM's real scheduler under the policy, with the answers of a model made up: streams that decode,
-and beside them ``--waiting`` requests that do not fit. Two schedulers take turns, one with the
-queue and one without, a few steps each, so that a machine that slows down slows both; medians over
-all turns, and the spread of their ratio. Prompts that wait begin as a stream does, so that there is
-something cached to look for.
+vLLM's real scheduler under the policy, with simulated model outputs: streams that decode, and
+beside them ``--waiting`` requests that do not fit. Two schedulers take turns, one with the queue
+and one without, a few steps each, so that a machine that slows down slows both; medians over all
+turns, and the spread of their ratio. Waiting prompts share a stream's prefix, so that prefix
+lookups find cached blocks.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Side:
             sink_tokens=4,
             window_tokens=args.window_tokens,
         )
-        # The streams' windows, and less than a prompt that waits needs.
+        # The streams' windows, and less than a waiting prompt needs.
         blocks = args.streams * spec.max_blocks(spec.default, 1, 1 << 40) + 32
         config.cache_config.num_gpu_blocks = blocks
         self.scheduler = SinkScheduler(

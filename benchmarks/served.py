@@ -1,4 +1,4 @@
-"""A real ``vllm serve`` in processes of its own, and what can be read of it while it works."""
+"""A real ``vllm serve`` in processes of its own, and what can be read of it while it runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 def add_arguments(
     parser: argparse.ArgumentParser, segment_tokens: int, serve_args: str = "--enforce-eager"
 ) -> None:
-    """What every driver of a server takes: the model, the policy, where the result goes."""
+    """Arguments of every benchmark of a server: the model, the policy, where the result goes."""
     parser.add_argument("--model", required=True, help="a model folder or name")
     parser.add_argument("--sink-tokens", type=int, default=4)
     parser.add_argument("--window-tokens", type=int, default=509)
@@ -39,7 +39,7 @@ def add_arguments(
 
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The same, as a result tells them."""
+    """The same, as a result records them."""
     return {
         "model": Path(args.model).name,
         "dtype": args.dtype,
@@ -120,10 +120,10 @@ class Served:
         return _pool(text, "num_gpu_blocks") * _pool(text, "block_size")
 
     def memory(self) -> dict[str, int]:
-        """Resident bytes of each process, by name: its own and what it shares with its kin.
+        """Resident bytes of each process, by name: private ones and those shared with others.
 
-        Without pages of files: the kernel takes those back when it likes, and 60 bytes a token went
-        that way in an hour on a busy machine.
+        Without file pages: the kernel reclaims those at any time, on a busy machine 60 bytes per
+        token within an hour.
         """
         found: dict[str, int] = {}
         for pid in family(self.process.pid):
@@ -144,11 +144,11 @@ class Served:
         return found
 
     def sleep(self) -> None:
-        """Stop all of its processes where they are, for less than vLLM's own deadlines."""
+        """Stop all of its processes, for less than vLLM's own deadlines."""
         signal_family(self.process.pid, signal.SIGSTOP)
 
     def wake(self) -> None:
-        """Let them go on."""
+        """Resume them."""
         signal_family(self.process.pid, signal.SIGCONT)
 
 
@@ -167,7 +167,7 @@ def _name(pid: int, first: int) -> str:
     title = command.partition("\0")[0]
     if title.startswith("VLLM::"):
         return title
-    # Python's own: it removes what processes that died have left in shared memory.
+    # Python's own: it removes the shared memory of processes that died.
     return "resource tracker" if "resource_tracker" in command else f"{Path(title).name} {pid}"
 
 
@@ -180,7 +180,7 @@ def serve(model: str, log: Path, flags: list[str]) -> Iterator[Served]:
     # Not the `vllm` command, which may be another environment's.
     vllm = [sys.executable, "-m", "vllm.entrypoints.cli.main"]
     command = [*vllm, "serve", model, "--host", "127.0.0.1", "--port", str(port), *flags]
-    # The endpoint that asks a worker for its count is one of vLLM's for development.
+    # The endpoint that reads a worker's count is one of vLLM's development endpoints.
     environment = {**os.environ, "VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as out:

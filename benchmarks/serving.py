@@ -9,8 +9,8 @@ of that length fit into a given KV memory.
 ``flat``: the policy alone, far into a stream against near its start.
 
 Engines are stepped by hand, in rounds that alternate between the two sides; the GPU is idle at the
-start of each. Weights are made up, prompts are random and nothing is decoded into text. Beside the
-JSON stands a picture.
+start of each. Weights are dummies, prompts are random and nothing is detokenized. A picture is
+written beside the JSON.
 """
 
 from __future__ import annotations
@@ -67,14 +67,14 @@ def full(bench: Bench) -> dict[str, Any]:
             {"context": context, "kv_gib": args.kv_gib}
             | sizes.streams_that_fit(args.kv_gib * GIB, size, context)
         )
-        # The stream ends at its context, so that the last round is not past what was asked for.
+        # The stream ends at its context, so that the last round does not pass it.
         most = budget(args, len(batches), batches[-1], context)
         bench.by_batch(batches, context - most, most, f"context {context:,}, ")
     return {"streams": streams}
 
 
 def flat(bench: Bench) -> dict[str, Any]:
-    """One engine. Before each round its stream comes back, all but its last tokens cached."""
+    """One engine. Before each round its stream is sent again, all but its last tokens cached."""
     args, sizes = bench.args, bench.sizes
     steps, size = args.steps, sizes.block_size
     most = LEAD + steps + 8

@@ -1,4 +1,4 @@
-"""Arguments of ``benchmarks.serving``, and the ranges that an experiment sets them."""
+"""Arguments of ``benchmarks.serving``, and their ranges by experiment."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ def parse_args(description: str) -> argparse.Namespace:
     add("--experiment", required=True, choices=EXPERIMENTS)
     add("--shape", required=True, help=f"{', '.join(SHAPES)}, or a model's folder")
     add("--layers", type=int, help="fewer layers than the shape has, so that more streams fit")
-    add("--batch", type=numbers, help="tpot (default 1,32), full (1,4): streams at once")
+    add("--batch", type=numbers, help="tpot (default 1,32), full (1,4): concurrent streams")
     add("--sink-tokens", type=int, default=4)
     add("--window-tokens", type=int, default=4096)
     add("--sink-attention", help="the policy's attention provider; default: the engine's choice")
     add("--prompt-tokens", type=int, default=32_768, help="ttft: length of the prompt")
     add("--contexts", type=numbers, default=[32_768, 131_072], help="full: lengths of a stream")
-    add("--indices", type=numbers, default=[10_000, 100_000], help="flat: where the stream stands")
-    add("--kv-gib", type=int, default=40, help="full: the KV memory that streams shall fit into")
+    add("--indices", type=numbers, default=[10_000, 100_000], help="flat: the stream's indices")
+    add("--kv-gib", type=int, default=40, help="full: the KV memory to fit streams into")
     add("--rounds", type=int, help=f"rounds of each side; default: {ROUNDS}")
     add("--steps", type=int, help=f"timed steps of a round; default: {STEPS}")
-    add("--chunk", type=int, default=8192, help="most tokens of a step (max_num_batched_tokens)")
+    add("--chunk", type=int, default=8192, help="maximum tokens of a step (max_num_batched_tokens)")
     add("--block-size", type=int, help="tokens of a KV block; default: 16, on CPUs 32")
     add("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     add("--eager", action="store_true", help="neither compiled nor CUDA graphs; CPUs are always")
@@ -111,6 +111,6 @@ def _refused(args: argparse.Namespace) -> dict[str, str]:
 
 
 def budget(args: argparse.Namespace, batches: int, streams: int, prompt_tokens: int) -> int:
-    """Tokens that a stream decodes at most: while others come in, and in all rounds."""
+    """Tokens that a stream decodes at most: while others are admitted, and in all rounds."""
     coming_in = streams * (prompt_tokens // args.chunk + 3)
     return coming_in + batches * (args.rounds + 1) * (LEAD + args.steps) + 16

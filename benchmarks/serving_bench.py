@@ -1,4 +1,4 @@
-"""Both engines of ``benchmarks.serving``: started beside each other, timed in turns."""
+"""Both engines of ``benchmarks.serving``: started side by side, timed in turns."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
 
 
 class Bench:
-    """The engines of a run, and what it has found so far."""
+    """The engines of a run, and its results so far."""
 
     def __init__(self, args: argparse.Namespace, folder: Path) -> None:
         import torch
@@ -49,10 +49,10 @@ class Bench:
         self.groups: list[dict[str, Any]] = []
 
     def start(self, pools: dict[str, int]) -> None:
-        """Start an engine with so many KV blocks for each side, the policy's first.
+        """Start an engine with this many KV blocks for each side, the policy's first.
 
-        vLLM reads its environment for good when the first engine stands, and the policy asks it to
-        allow streams longer than the model's context.
+        vLLM reads its environment once, for the first engine, and the policy sets it to allow
+        streams longer than the model's context.
         """
         args, size = self.args, self.sizes.block_size
         if self.gpu:
@@ -129,16 +129,16 @@ class Bench:
             side.engine.engine_core.shutdown()
 
     def compare(self, label: str, measures: Mapping[str, Callable[[], float]], tokens: int) -> None:
-        """Time both sides in turn and add what came out.
+        """Time both sides in turn and add the result.
 
         The ratio is the first side's median over the second's; the paired one is the median of the
-        rounds' own ratios, which a drift of the clock leaves alone.
+        rounds' own ratios, which a drift in speed does not affect.
         """
         from tqdm import tqdm
 
         with self.clock.phase(label):
             for measure in measures.values():
-                measure()  # whatever happens once happens here
+                measure()  # one-time work happens here
             told: dict[str, list[float]] = {name: [] for name in measures}
             for i in tqdm(range(self.args.rounds), desc=label, unit="round"):
                 for name in list(measures) if i % 2 == 0 else reversed(list(measures)):

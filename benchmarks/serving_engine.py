@@ -40,7 +40,7 @@ class Side:
         return self.random.integers(0, vocabulary, tokens).tolist()
 
     def first(self, prompt: list[int], most: int) -> Any:
-        """Let a stream in and step until its first token; the others go on meanwhile."""
+        """Add a stream and step until its first token; the others continue meanwhile."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -69,7 +69,7 @@ class Side:
             self._drain()
 
     def _drain(self) -> None:
-        """What was in flight belongs to the streams that are gone as well."""
+        """Tokens in flight may belong to streams that are gone."""
         while self.core.batch_queue or self.core.scheduler.has_requests():
             self.engine.step()
 
@@ -131,7 +131,7 @@ class Side:
         return sum(g.kv_cache_spec.page_size_bytes * len(g.layer_names) for g in groups)
 
     def settings(self) -> dict[str, Any]:
-        """What this engine came to run with."""
+        """The configuration that this engine runs with."""
         config = self.config
         layer = self.attention()[0]
         return {
@@ -146,7 +146,7 @@ class Side:
         }
 
     def shared_settings(self) -> dict[str, Any]:
-        """What both sides must have alike for their times to be compared."""
+        """What must be equal on both sides for their times to be comparable."""
         config = self.config
         return {
             "v2_model_runner": config.use_v2_model_runner,

@@ -1,8 +1,8 @@
 """Models of ``benchmarks.serving``: a config and no weights.
 
-vLLM makes weights up (``load_format="dummy"``), so a model is its ``config.json``. The architecture
-of the built-in shapes is Mistral's, because vLLM gives that one a sliding window by the config
-alone: the stock engine with the window and the one under the policy then differ in nothing else.
+vLLM uses dummy weights (``load_format="dummy"``), so a model is its ``config.json``. The built-in
+shapes have Mistral's architecture, because its config alone gives it a sliding window in vLLM: the
+stock engine with the window and the one under the policy then differ in nothing else.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ LLAMA_2_13B = {
 
 SHAPES = {"llama-3-8b": LLAMA_3_8B, "llama-2-13b": LLAMA_2_13B}
 
-#: Without these a config is not a decoder whose size this module can tell.
+#: Without these this module cannot compute the decoder's size.
 _NEEDED = (
     "architectures",
     "vocab_size",
@@ -98,7 +98,7 @@ class Shape:
         return replace(self, config=config | {"num_hidden_layers": layers})
 
     def with_context(self, tokens: int) -> Shape:
-        """The same, able to run to so many tokens: made-up weights have learned no positions."""
+        """The same with a longer context: dummy weights have learned no positions."""
         return replace(self, config=self.config | {"max_position_embeddings": tokens})
 
     @property

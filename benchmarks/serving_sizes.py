@@ -12,7 +12,7 @@ GIB = 2**30
 #: Activations, CUDA graphs and the CUDA context of one engine: measured roughly, with room.
 ENGINE_BYTES = 3 * GIB
 
-#: Blocks that a stream may hold past ``max_blocks``, since a step in flight is not settled yet.
+#: Blocks that a stream may hold past ``max_blocks`` while a step is in flight.
 SLACK_BLOCKS = 2
 
 
@@ -23,7 +23,7 @@ class Sizes:
     Attributes:
         sink_tokens, window_tokens: S and W.
         block_size: tokens of a KV block.
-        chunk: most tokens of a step (``max_num_batched_tokens``).
+        chunk: maximum number of tokens of a step (``max_num_batched_tokens``).
         max_model_len: longest stream.
     """
 
@@ -34,7 +34,7 @@ class Sizes:
     max_model_len: int
 
     def sink_blocks(self, in_flight_tokens: int, total_tokens: int) -> int:
-        """The most blocks that a stream under the policy holds."""
+        """The maximum number of blocks that a stream under the policy holds."""
         return policy.max_blocks(
             self.sink_tokens, self.window_tokens, in_flight_tokens, total_tokens, self.block_size
         )
@@ -50,7 +50,7 @@ class Sizes:
         return self.sink_blocks(2 * self.chunk, self.max_model_len)
 
     def window_pool(self, streams: int, prompt_tokens: int) -> int:
-        """Blocks for so many streams with a window, which come in one after another.
+        """Blocks for this many streams with a window, admitted one after another.
 
         All but the last decode. vLLM starts only if one stream of any length fits, and keeps one
         block for itself.
@@ -60,14 +60,14 @@ class Sizes:
         return max(streaming, self.prefilling) + 16
 
     def full_pool(self, tokens: int) -> int:
-        """Blocks for so many tokens that are all kept, and for one stream of any length."""
+        """Blocks for this many tokens, all kept, and for one stream of any length."""
         most = max(tokens, self.max_model_len)
         return policy.cdiv(most, self.block_size) + 16
 
     def streams_that_fit(self, pool_bytes: int, block_bytes: int, context: int) -> dict[str, int]:
-        """How many streams of a length fit into a pool: everything kept, and under the policy.
+        """How many streams of a length fit into a pool: all tokens kept, and under the policy.
 
-        Under the policy all decode, and there is room left for one of them to have come in last.
+        Under the policy all decode, and there is room for the last one to be admitted.
         """
         blocks = pool_bytes // block_bytes - 1  # vLLM keeps the null block
         decoding = self.sink_blocks(1, context)
@@ -81,7 +81,7 @@ class Sizes:
 def require_memory(
     shape: Shape, pools: list[int], block_size: int, itemsize: int, free: int
 ) -> None:
-    """See that engines with pools of so many blocks fit, before minutes go into starting them.
+    """Check that engines with pools of this many blocks fit, before starting them takes minutes.
 
     Raises:
         ValueError: naming what is needed and how many layers would fit.

@@ -1,4 +1,4 @@
-"""What ``benchmarks.serving`` notes of times: of its phases, and of the rounds of a side."""
+"""Times that ``benchmarks.serving`` records: of its phases, and of the rounds of a side."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Clock:
 
 
 def summary(values: list[float], tokens: int) -> dict[str, Any]:
-    """Milliseconds of the rounds; ``tokens``: that are done in that time."""
+    """Milliseconds of the rounds; ``tokens``: computed in that time."""
     first, median, third = statistics.quantiles(values, n=4, method="inclusive")
     return {
         "median_ms": median,

@@ -2,10 +2,10 @@
 
     python -m benchmarks.tenants --model DIR --json out.json
 
-One server with as many seats as ``--seats``. A busy tenant keeps all of them taken, by as many
-clients; or it floods the server, ``--flood`` requests waiting at any time. A second tenant asks for
-short answers, one after the other, beside the one and beside the other, in turns. Tenants take
-turns in the queue, so that it should not notice which.
+One server with ``--seats`` seats. A busy tenant keeps all of them taken, with as many clients; or
+it floods the server, with ``--flood`` requests waiting at any time. A second tenant requests short
+answers, one after the other, in both cases in turns. Tenants take turns in the queue, so its times
+should not depend on the case.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def parse_args() -> argparse.Namespace:
 
 @contextmanager
 def busy(served: Served, clients: int, tokens: int) -> Iterator[None]:
-    """So many clients of one tenant, each with one request after the other."""
+    """Clients of one tenant, ``clients`` of them, each with one request after the other."""
     stop = threading.Event()
 
     def ask(i: int) -> None:
@@ -99,7 +99,7 @@ def main() -> None:
     waited: dict[str, list[float]] = {"seats": [], "flood": []}
     clients = {"seats": args.seats, "flood": args.seats + args.flood}
     with serve(args.model, args.json.with_suffix(".log"), flags) as served:
-        first_tokens(served, 3)  # whatever a first request compiles
+        first_tokens(served, 3)  # the first request may compile
         for turn in tqdm(range(args.rounds), desc="rounds"):
             for name in ("seats", "flood") if turn % 2 == 0 else ("flood", "seats"):
                 with busy(served, clients[name], args.tokens):
@@ -127,7 +127,7 @@ def main() -> None:
 
 
 def draw(path: Path, result: dict[str, Any]) -> None:
-    """How the times of both sides are spread."""
+    """The distribution of the times of both sides."""
     import matplotlib
 
     matplotlib.use("Agg")

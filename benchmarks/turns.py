@@ -1,7 +1,7 @@
-"""Two servers in turns, one asleep while the other works: the machine's own speed drops out.
+"""Two servers in turns, one stopped while the other works: the machine's own speed cancels.
 
-What an hour does to a server is told by a ratio to a fresh one under the same load, pair by pair,
-and not by the clock at the hour's two ends, between which a shared machine may become half as fast.
+The effect of an hour on a server is the ratio to a fresh one under the same load, pair by pair, not
+a comparison of the hour's two ends, between which a shared machine may become half as fast.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.served import Served
 
-#: Seconds between waking up and being measured.
+#: Seconds between resuming and measuring.
 SETTLE = 2.0
 
 
@@ -22,7 +22,7 @@ SETTLE = 2.0
 class Side:
     """One of the two.
 
-    served: the server, under load. tokens: how many its clients have been told until now.
+    served: the server, under load. tokens: how many its clients have received so far.
     """
 
     served: Served
@@ -31,7 +31,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Turn:
-    """What one side did while the other slept; ``cpu_seconds`` by process."""
+    """What one side did while the other was stopped; ``cpu_seconds`` by process."""
 
     tokens: int
     seconds: float
@@ -39,10 +39,10 @@ class Turn:
 
 
 def one_turn(side: Side, seconds: float) -> Turn:
-    """Wakes a side, measures it for so long and puts it to sleep again.
+    """Resumes a side, measures it for ``seconds`` and stops it again.
 
     Raises:
-        RuntimeError: its clients were told nothing.
+        RuntimeError: its clients received nothing.
     """
     side.served.wake()
     time.sleep(SETTLE)
@@ -57,7 +57,7 @@ def one_turn(side: Side, seconds: float) -> Turn:
 
 
 def take_turns(aged: Side, fresh: Side, pairs: int, seconds: float) -> dict[str, Any]:
-    """Both in turn, ``pairs`` times ``seconds`` each; who begins alternates.
+    """Both in turn, ``pairs`` times ``seconds`` each; the first side alternates.
 
     Returns:
         ratio: what a token took the aged side over what it took the fresh one, the median of the
@@ -81,7 +81,7 @@ def take_turns(aged: Side, fresh: Side, pairs: int, seconds: float) -> dict[str,
 
 
 def summary(turns: list[dict[str, Turn]]) -> dict[str, Any]:
-    """What the turns say; see ``take_turns``."""
+    """The result of the turns; see ``take_turns``."""
     times = {
         name: [1000 * pair[name].seconds / pair[name].tokens for pair in turns]
         for name in ("aged", "fresh")

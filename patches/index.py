@@ -1,10 +1,9 @@
 #!/usr/bin/env python3
-"""Makes patches/README.md of the heads of the patches and of the table of hooks.
+"""Writes patches/README.md from the heads of the patches and the table of hooks.
 
 python patches/index.py
 
-What is installed is the table in `vllm_sink.compat.hooks`; which patch makes which hook needless
-stands in the patches' heads.
+`vllm_sink.compat.hooks` lists what is installed; a patch's head names the hooks that it replaces.
 """
 
 from __future__ import annotations
@@ -20,16 +19,15 @@ HERE = Path(__file__).parent
 BEFORE = """\
 # What vLLM does not offer as an interface
 
-vllm-sink changes no file of vLLM. Most of it goes in by vLLM's own settings: `scheduler_cls`,
+vllm-sink changes no file of vLLM. Most of it uses vLLM's own settings: `scheduler_cls`,
 `worker_cls`, a registered attention backend, a registered KV cache spec, `additional_config`. What
 those do not reach is wrapped at run time, by `vllm_sink/compat`. `vllm-sink doctor --hooks` lists
-each place, says why it is needed and whether it is there; a server does not start where one is
-missing.
+each place, why it is needed and whether it is there; a server does not start if one is missing.
 
-The patches are what vLLM would have to offer so that nothing need be wrapped: each sets a few marks
-(`@extension_point`) or adds a field, with a test. On a vLLM that has them vllm-sink uses them and
-replaces nothing (`tests/compat/test_patches.py` applies them to a copy of the installed vLLM and
-runs the suite's core on it). They are no part of an installation.
+The patches are what vLLM would have to offer so that nothing need be wrapped: each marks a few
+functions (`@extension_point`) or adds a field, with a test. On a patched vLLM vllm-sink uses them
+and replaces nothing (`tests/compat/test_patches.py` applies them to a copy of the installed vLLM
+and runs the suite's core on it). They are not part of an installation.
 
 ```console
 $ cd vllm && git apply ../vllm-sink/patches/vllm-0.32/*.patch
@@ -39,7 +37,7 @@ $ cd vllm && git apply ../vllm-sink/patches/vllm-0.32/*.patch
 HOOKS = """
 ## What is installed at run time
 
-In this order; of several wrappers of one function the later is called first.
+In this order; if a function has several wrappers, the last one installed is called first.
 
 """
 AFTER = """
@@ -56,11 +54,11 @@ This page is made by `python patches/index.py`.
 
 @dataclass(frozen=True)
 class Head:
-    """What stands above a patch.
+    """The text above a patch.
 
     Attributes:
         file: the patch.
-        replaces: hooks (``Class.name``) that it makes needless.
+        replaces: hooks (``Class.name``) that it makes unnecessary.
     """
 
     file: Path
@@ -115,7 +113,7 @@ def rendered() -> str:
 
 
 def _hook_rows() -> list[str]:
-    """The table of hooks, each with the patches that make it needless."""
+    """The table of hooks, each with the patches that make it unnecessary."""
     patches: dict[str, list[str]] = {}
     for one in heads():
         for name in one.replaces:

@@ -1,4 +1,4 @@
-"""What every test runs under; set before vLLM is imported."""
+"""The environment of every test; set before vLLM is imported."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-#: Tests that cannot run in this process are left out rather than skipped, so that a skip names
-#: something that can be put right: a marker, whether its tests run here, and why not.
+#: Tests that cannot run in this process are deselected, not skipped, so that a skip names
+#: something that can be fixed: a marker, whether its tests run here, and why not.
 LEFT_OUT: dict[str, tuple[Callable[[], bool], str]] = {
     "gpu": (_has_gpu, "no NVIDIA GPU on this machine"),
     "interpreted": (
@@ -41,13 +41,13 @@ LEFT_OUT: dict[str, tuple[Callable[[], bool], str]] = {
         "run by tests/unit/test_fused_kernel.py::test_in_the_interpreter in its own process",
     ),
 }
-#: How many of each marker were left out; an xdist worker reports them to its controller.
+#: How many of each marker were deselected; an xdist worker reports them to its controller.
 COUNTS = pytest.StashKey[dict[str, int]]()
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the markers
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what cannot run here; one worker runs all tests that share engines and servers."""
+    """Deselect what cannot run here; one worker runs all tests that share engines and servers."""
     counts = config.stash.setdefault(COUNTS, {})
     for marker, (runs_here, _) in LEFT_OUT.items():
         marked = [item for item in items if item.get_closest_marker(marker)]
@@ -79,7 +79,7 @@ def pytest_testnodedown(node: Any) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """What was left out, and why."""
+    """What was deselected, and why."""
     for marker, count in config.stash.get(COUNTS, {}).items():
         reason = LEFT_OUT[marker][1]
         terminalreporter.write_line(f"LEFT OUT [{count}] tests marked {marker!r}: {reason}")

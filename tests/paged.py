@@ -105,7 +105,7 @@ def batch_of(
     padding: int = 0,
     seed: int = 0,
 ) -> Batch:
-    """Random keys, values and queries; evicted blocks and unused columns lead to NaN.
+    """Random keys, values and queries; evicted blocks and unused columns point to NaN.
 
     Args:
         padding: rows without a token at the end, as in the padded batch of a CUDA graph.

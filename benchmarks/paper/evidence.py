@@ -1,9 +1,9 @@
-"""Runs the evidence, one experiment after the other, then draws it and fills its tables.
+"""Runs the experiments one after the other, then draws the pictures and fills the tables.
 
     python -m benchmarks.paper.evidence [--gpu] [--only figure3,table2] [--out FOLDER]
 
-Each run is a process of its own and leaves one JSON file. What is there already is not run again
-(``FORCE=1`` runs everything), so that an evening's work may be interrupted.
+Each run is a process of its own and writes one JSON file. A run whose file exists is skipped
+(``FORCE=1`` runs everything), so a long session may be interrupted.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def parse_args() -> tuple[argparse.Namespace, list[Run]]:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--gpu", action="store_true", help="what needs a GPU, and nothing else")
-    parser.add_argument("--only", help="some experiments or runs, with commas between")
+    parser.add_argument("--gpu", action="store_true", help="only what needs a GPU")
+    parser.add_argument("--only", help="some experiments or runs, comma-separated")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out/evidence"))
     parser.add_argument("--list", action="store_true", help="print the commands, run nothing")
     args = parser.parse_args()
@@ -44,7 +44,7 @@ def parse_args() -> tuple[argparse.Namespace, list[Run]]:
 
 
 def environment() -> dict[str, str]:
-    """Two threads on two busy cores were slower than one; nothing is fetched."""
+    """One thread, because two on two busy cores were slower; nothing is downloaded."""
     quiet = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "1"}
     quiet |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "WARNING"}
     return quiet | dict(os.environ)

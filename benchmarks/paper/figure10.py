@@ -3,9 +3,9 @@
     python -m benchmarks.paper.figure10 --shape llama-2-13b --cache-tokens 4096 --batch 1 \\
         --json out.json
 
-Sliding window with recomputation computes the whole cache anew for each token: here a prompt of
+Sliding window with recomputation recomputes the whole cache for each token: here a prompt of
 that length on stock vLLM, answered by one token. The sink policy decodes. Two engines in one
-process take turns; weights are made up. Beside the JSON stands a picture.
+process take turns; weights are dummies. A picture is written beside the JSON.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ def parse_args() -> argparse.Namespace:
         "--cache-tokens",
         type=numbers,
         default=[256, 512, 1024, 2048, 4096],
-        help="S + W, several with commas between",
+        help="S + W, several comma-separated",
     )
     add("--batch", type=int, default=1, help="streams at once")
     add("--sink-tokens", type=int, default=4)
-    add("--rounds", type=int, default=5, help="of each side, in turn")
+    add("--rounds", type=int, default=5, help="of each side, alternating")
     add("--steps", type=int, default=16, help="decode steps of a round")
-    add("--chunk", type=int, default=8192, help="most tokens of a step (max_num_batched_tokens)")
+    add("--chunk", type=int, default=8192, help="maximum tokens of a step (max_num_batched_tokens)")
     add("--block-size", type=int, help="tokens of a KV block; default: 16, on CPUs 32")
     add("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     add("--json", required=True, type=Path, help="where the result goes")
@@ -89,7 +89,7 @@ def one_size(args: argparse.Namespace, cache: int, folder: Path) -> dict[str, An
     )
     told.shape = args.shape.with_context(prompt + most)
     bench = Bench(told, folder)
-    # Prompts that a step can take in, whole or in part, and one more; the others wait.
+    # Prompts that a step can prefill, whole or in part, and one more; the others wait.
     at_once = min(args.batch, args.chunk // cache + 2)
     whole = bench.sizes.full_pool(at_once * (cache + bench.sizes.block_size))
     pools = {SINK: bench.sizes.window_pool(args.batch, prompt), RECOMPUTE: whole}
@@ -120,7 +120,7 @@ def one_size(args: argparse.Namespace, cache: int, folder: Path) -> dict[str, An
 
 
 def forget() -> None:
-    """Free the memory of engines that nobody holds any more, for those of the next size."""
+    """Free the memory of engines that are no longer referenced, for those of the next size."""
     from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
     gc.collect()

@@ -2,8 +2,8 @@
 
     python -m benchmarks.paper.page
 
-What stands between ``<!-- NAME -->`` and ``<!-- /NAME -->`` is replaced by the picture and the
-table of that name, where there are results; all else is left alone. ``--print`` shows the tables
+The text between ``<!-- NAME -->`` and ``<!-- /NAME -->`` is replaced by the picture and the table
+of that name, if there are results; everything else is left unchanged. ``--print`` shows the tables
 and changes nothing.
 """
 
@@ -18,7 +18,7 @@ from benchmarks.paper import pictures
 from benchmarks.paper.results import load
 from benchmarks.paper.tables import TABLES, Results
 
-#: What the picture beside a table shows, for those who do not see it.
+#: Alternative text of the picture beside a table.
 ALT = {
     "figure3": "Perplexity by position, to ten times the model's context",
     "square": "Perplexity by position, sinks at cache positions and at true ones",
@@ -39,10 +39,10 @@ def filled(text: str, results: Results, drawn: Sequence[str] = ()) -> str:
     Args:
         text: of the page.
         results: by name.
-        drawn: file names of the pictures that there are.
+        drawn: file names of the existing pictures.
 
     Raises:
-        SystemExit: it has a mark that is no table's, or one without an end.
+        SystemExit: a marker names no table, or has no end.
     """
     for name in re.findall(r"<!-- ([a-z0-9-]+) -->", text):
         if name not in TABLES:

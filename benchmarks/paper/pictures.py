@@ -1,4 +1,4 @@
-"""The pictures of the evidence, from result files; each reads without a text beside it."""
+"""The pictures of the evidence, from result files; each can be read without its text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COLORS = {"sink": GREEN, "window": BLUE, "full": RED, "recompute": AMBER}
 
 
 def _mark(axes: Any, at: float, text: str) -> None:
-    """A line across the picture, and beside it what begins or ends there."""
+    """A line across the picture, labelled with what begins or ends there."""
     axes.axvline(at, color=GREY, linestyle="--", linewidth=1)
     axes.annotate(
         text,
@@ -80,7 +80,7 @@ def curves(axes: Axes, results: list[Result], colors: list[str]) -> None:
 
 
 def figure3_results(results: dict[str, Result]) -> dict[str, Result]:
-    """What Figure 3 compares; where the long run of a policy is not there, its short one."""
+    """What Figure 3 compares; a policy's short run if its long one is missing."""
     names = {"figure3-window": "window", "figure3-sink": "sink"}
     names |= {"figure3-recompute": "", "full": ""}
     found = {name: results.get(name) or results.get(short) for name, short in names.items()}
@@ -262,7 +262,7 @@ def _figure10(name: str) -> Callable[[dict[str, Result], Path], bool]:
 
 
 def draw_all(folders: Iterable[Path], out: Path) -> list[Path]:
-    """Every picture whose results are there; their paths."""
+    """Draws every picture whose results exist; their paths."""
     results = load(folders)
     pictures: dict[str, Callable[[dict[str, Result], Path], bool]] = {
         "figure3": figure3,

@@ -3,10 +3,10 @@
     python -m benchmarks.paper.recompute --model DIR --text FILE --tokens 81920 \\
         --cache-tokens 513 --json out.json
 
-For each token it predicts, this policy computes the whole cache anew from its last tokens, as a
-prompt of stock vLLM: no token stands past the cache's size, and none costs less than all of them.
-So it is measured at ``--samples`` positions, the same as ``benchmarks.quality`` tells by
-themselves, and its perplexity is compared with theirs there.
+For each token it predicts, this policy recomputes the whole cache from its last tokens, as a
+prompt of stock vLLM: no position exceeds the cache's size, and every token costs a whole prefill.
+So it is measured at ``--samples`` positions, the same as ``benchmarks.quality`` reports singly,
+and compared with the perplexity there.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ Result = dict[str, Any]
 
 
 def load(folders: Iterable[Path]) -> dict[str, Result]:
-    """Every result of some folders by its file's name; of one name the first folder's."""
+    """Every result of some folders by its file's name; the first folder's if several have it."""
     found: dict[str, Result] = {}
     for folder in folders:
         for path in sorted(folder.glob("*.json")):
@@ -31,7 +31,7 @@ def perplexity(result: Result, first: int, last: int) -> float | None:
 
 
 def sampled(result: Result, positions: set[int] | None = None) -> float | None:
-    """Over the tokens that it tells by themselves; of these positions only, all if None."""
+    """Over the singly reported tokens at these positions; all if None."""
     told = [lp for at, lp in result.get("samples", []) if positions is None or at in positions]
     return math.exp(-math.fsum(told) / len(told)) if told else None
 

@@ -1,4 +1,4 @@
-"""Which runs the evidence is made of: their names, their commands, what they need."""
+"""The runs behind the evidence: their names, commands and requirements."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Run:
         module: of ``benchmarks``.
         arguments: of its command line, all but ``--json``.
         gpu: whether it needs one.
-        model: a folder that has to be there; "" where any run makes sure of it.
+        model: a folder that must exist; "" if every run ensures it.
     """
 
     name: str
@@ -87,7 +87,7 @@ def square(
     for kind, sinks in (("sinks", SINKS), ("none", 0)):
         for positions, flag in (("cache", ""), ("true", " --true-positions")):
             if sinks == 0 and flag and not gpu:
-                continue  # the same computation: the test of true positions says so
+                continue  # the same computation: the test of true positions shows it
             runs.append(
                 quality(
                     f"{family}-{kind}-{positions}-w{window}-{dtype}",
@@ -121,7 +121,7 @@ def cpu_runs() -> list[Run]:
     """About an hour on two idle cores."""
     window = CACHE - SINKS
     return [
-        # 24,576 tokens of these three stand in the README as well.
+        # The README has 24,576 tokens of these three as well.
         quality("sink", "table2", SINKS, window),
         quality("window", "table2", 0, CACHE),
         quality("full", "figure3", None),

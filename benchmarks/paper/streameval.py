@@ -3,17 +3,17 @@
     python -m benchmarks.paper.streameval --model DIR --policy sink --window-tokens 509 \\
         --json out.json
 
-The paper's data was never released, so this is a task of its own, made up from a seed::
+The paper's data was never released, so this is a similar task, generated from a seed::
 
     Line 4127, quiet fox: river
     Line 934, red house: apple
     ...
     Question: Line 4127, quiet fox: river
 
-Every few lines a question asks for a line a given number of tokens back; ``distances`` lie inside
+Every few lines a question asks for a line a given number of tokens back; ``distances`` are inside
 the window and outside. Each line is asked for once. A turn is a request whose prompt is the whole
-stream so far, as a chat's is; what the server still holds of it is not computed again. After each
-answer the right one is added, so that every policy reads the same text.
+stream so far, as a chat's is; what the server still holds of it is not recomputed. After each
+answer the right one is appended, so that every policy reads the same text.
 
 Two measures, both of the one token that is the word:
 
@@ -100,7 +100,7 @@ class Question:
 
 @dataclass
 class Stream:
-    """The whole text, made before any of it is served: no policy changes it.
+    """The whole text, made before any of it is served: it does not depend on the policy.
 
     Attributes:
         tokens: of the text.
@@ -117,7 +117,7 @@ def make(tokenizer: Any, length: int, lines: int, distances: list[int], seed: in
     """A stream of at most ``length`` tokens.
 
     Raises:
-        SystemExit: the tokenizer cuts too many of the words.
+        SystemExit: the tokenizer splits too many of the words.
     """
 
     def encode(text: str) -> list[int]:
@@ -173,7 +173,7 @@ def _has_bos(tokenizer: Any) -> bool:
 
 
 def ask(llm: Any, stream: Stream) -> list[dict[str, Any]]:
-    """Serve the stream turn by turn; what came of each question."""
+    """Serve the stream turn by turn; the result of each question."""
     from tqdm import tqdm
     from vllm import SamplingParams
 

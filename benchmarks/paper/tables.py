@@ -9,7 +9,7 @@ from benchmarks.paper.results import Result, number, perplexity, sampled
 
 Results = dict[str, Result]
 
-#: What stands where a result is missing: nothing is made up, nothing is carried over.
+#: Stands for a missing result: none is invented or carried over.
 ABSENT = "*not run yet*"
 
 
@@ -22,7 +22,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def figure3(results: Results) -> str:
-    """Perplexity where the positions lie, and at the sampled positions past the context."""
+    """Perplexity by range of positions, and at the sampled positions past the context."""
     names = {
         "figure3-sink": "**sink**, S 4, W 509",
         "figure3-recompute": "sliding window with recomputation, 513",
@@ -57,7 +57,7 @@ def figure3(results: Results) -> str:
 
 
 def _cell(result: Result, first: int, last: int) -> str:
-    """Perplexity over ``[first, last)``; where the curve ends inside, it says where."""
+    """Perplexity over ``[first, last)``; names the end if the curve ends inside."""
     value = perplexity(result, first, last)
     ends = result["tokens"] < last and value is not None
     return number(value) + (f" (to {_k(result['tokens'])})" if ends else "")

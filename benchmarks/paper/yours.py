@@ -1,9 +1,9 @@
-"""Your text, your model: what sinks, a window alone and full attention make of it, in one picture.
+"""Your text, your model: perplexity of sinks, a window alone and full attention in one picture.
 
     python -m benchmarks.paper.yours --text FILE [--model DIR]
 
 Any UTF-8 text and any model that the policy supports. Three engines read it one after the other,
-teacher-forced; the picture and a JSON file lie in ``--out``. Full attention takes time that grows
+teacher-forced; the picture and a JSON file are in ``--out``. Full attention takes time that grows
 with the square of the text, so it reads the first ``--full-tokens`` only: by default one and a half
 times the model's context.
 """

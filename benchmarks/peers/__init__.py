@@ -1,1 +1,1 @@
-"""The peers side by side: other implementations of endless streams, measured alike."""
+"""The peers: other implementations of endless streams, measured the same way."""

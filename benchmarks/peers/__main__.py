@@ -1,11 +1,11 @@
-"""Tokens a second of every peer, taking turns.
+"""Tokens per second of every peer, taking turns.
 
     python -m benchmarks.peers --json OUT [--peers NAME;...] [--streams 1,4,16] [--tokens N]
 
-Same model, same text, same cache size, one thread each. In every round each peer has its turn with
-each number of streams, and sleeps while others have theirs. A turn is measured once all its streams
-are past the cache size, and gives two figures: tokens a second by the clock, and tokens a second of
-CPU time. On a machine with other work the second is what a peer does with a core of its own.
+Same model, same text, same cache size, one thread each. In every round each peer has a turn with
+each number of streams, and is stopped during the others' turns. A turn is measured once all its
+streams are past the cache size, and gives two figures: tokens per second by the clock and per
+second of CPU time. On a busy machine the latter is what a peer achieves with a core of its own.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add("--model", default="models/smollm2-135m-instruct", help="the checkpoint's folder")
     add("--text", type=Path, default=Path("models/texts/pride_and_prejudice.txt"))
-    add("--peers", help="names with ; between; default: all")
-    add("--streams", default="1,4,16", help="how many at once, one by one")
+    add("--peers", help="names separated by semicolons; default: all")
+    add("--streams", default="1,4,16", help="numbers of concurrent streams, comma-separated")
     add("--prompt-tokens", type=int, default=320, help="of a stream, where the peer takes so many")
-    add("--tokens", type=int, default=32, help="most tokens of a stream in a turn")
-    add("--seconds", type=float, default=10.0, help="most seconds of a turn")
+    add("--tokens", type=int, default=32, help="maximum tokens of a stream in a turn")
+    add("--seconds", type=float, default=10.0, help="maximum seconds of a turn")
     add("--rounds", type=int, default=3)
     add("--sink-tokens", type=int, default=4)
     add("--cache-tokens", type=int, default=256, help="S + W")
@@ -81,7 +81,7 @@ class Bench:
             self.fail(name, error)
 
     def fail(self, name: str, error: DriverError) -> None:
-        """A peer that cannot is out; what it said stays."""
+        """Drop a peer that failed, and keep its error."""
         self.told[name]["errors"].append(str(error))
         self.drivers.pop(name).stop()
 
@@ -90,7 +90,7 @@ class Bench:
         driver = self.drivers[name]
         try:
             driver.ask("begin", prompts=self.prompts[:streams])
-            # The first tokens after a start are not like those that follow.
+            # The first tokens after a start differ from the rest.
             told = driver.ask("decode", tokens=self.args.tokens, seconds=self.args.seconds)
             peak = driver.ask("memory")["peak_bytes"]
         except DriverError as error:
@@ -105,7 +105,7 @@ class Bench:
 
 
 def summary(values: list[float]) -> dict[str, float]:
-    """Median, least and most."""
+    """Median, minimum and maximum."""
     return {"median": statistics.median(values), "least": min(values), "most": max(values)}
 
 
@@ -133,7 +133,7 @@ def table(told: dict[str, dict[str, Any]], streams: list[int]) -> list[dict[str,
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Tokens a CPU-second, a panel for each number of streams, the fastest on top."""
+    """Tokens per CPU-second, a panel for each number of streams, the fastest on top."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -163,7 +163,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 
 def write(bench: Bench) -> dict[str, Any]:
-    """The result as far as it is known."""
+    """The result so far."""
     args = bench.args
     keys = ("prompt_tokens", "tokens", "seconds", "rounds", "sink_tokens", "cache_tokens")
     result = {
@@ -195,7 +195,7 @@ def main() -> None:
         turns = len(args.names) * args.rounds * len(args.streams)
         with tqdm(total=turns, desc="turns") as bar:
             for i in range(args.rounds):
-                # From round to round another peer is first.
+                # Each round starts with another peer.
                 names = args.names[i % len(args.names) :] + args.names[: i % len(args.names)]
                 for streams in args.streams:
                     for name in names:

@@ -2,10 +2,10 @@
 
     python -m benchmarks.peers.agreement --json OUT [--peers NAME,...] [--tokens N]
 
-The same text is teacher-forced through each peer, in float32 where it has a choice, and through the
+The same text is teacher-forced through each peer, in float32 if it has a choice, and through the
 independent reference of ``tests/reference``; the log-probabilities of the text's own tokens are
-compared where the cache is full. The result is written after each peer, and peers that are in it
-already are kept.
+compared once the cache is full. The result is written after each peer, and peers already in it
+are kept.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=640)
     parser.add_argument("--sink-tokens", type=int, default=4)
     parser.add_argument("--cache-tokens", type=int, default=256, help="S + W")
-    parser.add_argument("--peers", help="names with ; between; default: all that can score")
+    parser.add_argument("--peers", help="separated by semicolons; default: all that can score")
     parser.add_argument("--json", required=True, type=Path, help="where the result goes")
     return parser.parse_args()
 
@@ -81,7 +81,7 @@ def score(name: str, entry: Entry, args: argparse.Namespace, tokens: list[int]) 
 
 
 def compare(logprobs: list[float], truth: list[float], cache_tokens: int) -> dict[str, float]:
-    """Where something is evicted already: entry i was predicted from i + 1 tokens."""
+    """Entries after the first eviction: entry i was predicted from i + 1 tokens."""
     pairs = list(zip(logprobs, truth, strict=True))[cache_tokens:]
     apart = [abs(a - b) for a, b in pairs]
     return {

@@ -1,10 +1,10 @@
-"""What becomes of each peer at the model's native context, and past it.
+"""What happens to each peer at the model's native context, and past it.
 
     python -m benchmarks.peers.beyond --json OUT [--peers NAME;...] [--tokens N]
 
-One text, twice as long as what the model has learned, is teacher-forced through each peer, in
-chunks where the peer takes several tokens at once: perplexity by position, or what the peer said
-when it would not. The result is written after each peer, and peers that are in it already are kept.
+One text, twice as long as the model's context, is teacher-forced through each peer, in chunks if
+the peer takes several tokens per call: perplexity by position, or the error of a peer that refuses.
+The result is written after each peer, and peers already in it are kept.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchmarks.peers.catalogue import PEERS, Entry
 from benchmarks.peers.driver import Driver, DriverError
 from benchmarks.peers.texts import text_tokens
 
-#: Their windows are shorter than the context whatever they are given, or nothing can be scored.
+#: Their windows are always shorter than the context, or nothing can be scored.
 LEFT_OUT = ("recomputation",)
 
 #: Tokens of a point of the curve.
@@ -38,10 +38,10 @@ def parse_args() -> argparse.Namespace:
     add("--model", default="models/smollm2-135m-instruct", help="the checkpoint's folder")
     add("--text", type=Path, default=Path("models/texts/pride_and_prejudice.txt"))
     add("--tokens", type=int, default=16_384)
-    add("--chunk", type=int, default=32, help="tokens at a time, where the peer takes several")
+    add("--chunk", type=int, default=32, help="tokens per call, if the peer takes several")
     add("--sink-tokens", type=int, default=4)
     add("--cache-tokens", type=int, default=256, help="S + W")
-    add("--peers", help="names with ; between; default: all that can score")
+    add("--peers", help="separated by semicolons; default: all that can score")
     add("--json", required=True, type=Path, help="where the result goes")
     args = parser.parse_args()
     scoring = [n for n in PEERS if PEERS[n].agreement and n not in LEFT_OUT]
@@ -107,7 +107,7 @@ def by_position(logprobs: list[float], native: int) -> list[dict[str, float]]:
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """A line for each peer that went on."""
+    """A line for each peer that continued."""
     import matplotlib
 
     matplotlib.use("Agg")

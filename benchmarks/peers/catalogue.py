@@ -1,4 +1,4 @@
-"""The peers, by name: which driver, in which environment, told what."""
+"""The peers, by name: driver, environment, settings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class Entry:
     """One peer.
 
     driver: module of ``benchmarks.peers.drivers``. environment: of ``build/peers``; None: ours.
-    variables: told to the driver. gguf: which file, for llama.cpp.
+    variables: given to the driver. gguf: which file, for llama.cpp.
     policy: what its cache keeps, in words. speed, agreement: what is measured of it.
     """
 

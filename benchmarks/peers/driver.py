@@ -1,4 +1,4 @@
-"""A driver at work: started in its peer's environment, asked by lines of JSON."""
+"""A running driver: started in its peer's environment, queried by lines of JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.peers import env
 from benchmarks.processes import family, signal_family
 
-#: One thread of arithmetic for everybody, and nothing from outside.
+#: One compute thread for every peer, and nothing from the network.
 ALIKE = {
     "OMP_NUM_THREADS": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -25,7 +25,7 @@ ALIKE = {
 
 
 class DriverError(RuntimeError):
-    """What the peer said when it could not."""
+    """The error of a peer that failed."""
 
 
 class Driver:
@@ -74,7 +74,7 @@ class Driver:
 
     @contextmanager
     def awake(self) -> Iterator[None]:
-        """All peers but the one that is asked sleep: some poll while they wait."""
+        """Stop all peers but the active one: some poll while they wait."""
         signal_family(self.process.pid, signal.SIGCONT)
         try:
             yield

@@ -2,8 +2,8 @@
 
     python -m benchmarks.peers.env [NAME ...]
 
-Makes ``build/peers/NAME`` from ``requirements/NAME.txt`` (all of them without a name), and does
-nothing where that file has not changed since. Needs a package index; pip's settings hold.
+Makes ``build/peers/NAME`` from ``requirements/NAME.txt`` (all of them without a name), unless that
+file is unchanged. Needs a package index; uses pip's settings.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def python(name: str) -> Path:
 
 
 def digest(name: str) -> str:
-    """Changes when the environment has to be made anew."""
+    """Changes when the environment must be rebuilt."""
     told = b"".join(path.read_bytes() for path in lists(name)) + sys.version.encode()
     return hashlib.sha256(told).hexdigest()
 
@@ -44,7 +44,7 @@ def is_ready(name: str) -> bool:
 
 
 def make(name: str) -> None:
-    """Makes the environment, unless it is there as it should be."""
+    """Makes the environment, unless it is up to date."""
     if is_ready(name):
         print(f"[peers] {name}: up to date", flush=True)
         return

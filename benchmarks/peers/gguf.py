@@ -3,8 +3,8 @@
     python -m benchmarks.peers.gguf
 
 Writes ``build/peers/gguf/{q4_1,bf16,f16}.gguf``. The checkpoint that all other peers read is the
-Q4_1 file's weights rounded to bfloat16, so ``bf16.gguf`` holds the very numbers that they compute
-with, and differs from the package's file in its format alone.
+Q4_1 file's weights rounded to bfloat16, so ``bf16.gguf`` holds exactly the numbers that they
+compute with, and differs from the package's file only in its format.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _copy(writer: Any, name: str, entry: Any) -> None:
 
 
 def make() -> None:
-    """Makes what is not there yet."""
+    """Makes the missing files."""
     source = path("q4_1")
     if not source.is_file():
         fetch(source)

@@ -3,7 +3,7 @@
 #
 #   deploy/local/serve.sh [MODEL] [flags of `vllm serve`]
 #
-# PORT and HOST say where. What follows MODEL comes after the flags chosen here, and wins over them:
+# PORT and HOST say where. Flags after MODEL override those chosen here:
 #   deploy/local/serve.sh models/smollm2-135m-instruct --window-tokens 1024 --sink-tokens 8
 set -euo pipefail
 
@@ -19,10 +19,10 @@ port=${PORT:-8000}
 flags=(--kv-policy sink --host "$host" --port "$port")
 if [[ -d $model ]]; then
     flags+=(--served-model-name "$(basename "$model")")
-    export HF_HUB_OFFLINE=1 # all there is to load is in the folder
+    export HF_HUB_OFFLINE=1 # everything to load is in the folder
 fi
 export VLLM_NO_USAGE_STATS=1
-unset VLLM_SINK_VLLM VLLM_SINK_DEVICE # they have done their work, and vLLM warns of what it does not know
+unset VLLM_SINK_VLLM VLLM_SINK_DEVICE # no longer needed, and vLLM warns of variables it does not know
 
 device=$("$python" -c 'import torch; print("cuda" if torch.version.cuda and torch.cuda.is_available() else "cpu")')
 if [[ $device == cpu ]]; then
@@ -31,7 +31,7 @@ if [[ $device == cpu ]]; then
     export VLLM_CPU_KVCACHE_SPACE=${VLLM_CPU_KVCACHE_SPACE:-1}
     # Threads: vLLM takes all cores but one and binds to them; VLLM_CPU_OMP_THREADS_BIND and
     # OMP_NUM_THREADS change that.
-    # Compiling takes minutes at each first start and gains a small model next to nothing.
+    # Compiling takes minutes at each first start and speeds up a small model by next to nothing.
     flags+=(--enforce-eager)
     # Where oneDNN has no bfloat16 (x86 without AVX-512) it is hundreds of times slower than float32,
     # which takes twice the memory.

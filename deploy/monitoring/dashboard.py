@@ -65,7 +65,7 @@ def _stat(panel: Panel) -> stat.Panel:
 
 
 class _Last(common.ReduceDataOptions):
-    """The last value that is there."""
+    """The latest value."""
 
     def build(self) -> ReduceDataOptions:
         return ReduceDataOptions(calcs=["lastNotNull"], values=False)
@@ -92,7 +92,7 @@ def _graph(panel: Panel) -> timeseries.Panel:
 
 
 def _place(panels: tuple[Panel, ...], top: int) -> list[tuple[Panel, GridPos]]:
-    """Stats in one line, graphs three in a line (two where that fills it); from row ``top`` on."""
+    """Stats in one row, graphs three in a row (two if that fills it); from grid row ``top`` on."""
     placed: list[tuple[Panel, GridPos]] = []
     for kind, height in (("stat", STAT_HEIGHT), ("graph", GRAPH_HEIGHT)):
         some = [p for p in panels if p.kind == kind]

@@ -1,7 +1,7 @@
-"""What the dashboard asks, top to bottom. Panels are data; ``dashboard.py`` makes Grafana's JSON.
+"""The dashboard's panels, top to bottom. Panels are data; ``dashboard.py`` makes Grafana's JSON.
 
-A metric stands under two names. vLLM's server exports ``vllm_sink_streams`` and ``vllm:…``; Ray
-puts ``ray_`` in front and turns the colon into ``_``. A selector on ``__name__`` takes both.
+A metric has two names. vLLM's server exports ``vllm_sink_streams`` and ``vllm:…``; Ray adds the
+prefix ``ray_`` and turns the colon into ``_``. A selector on ``__name__`` matches both.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ def vllms(name: str) -> str:
 
 
 def rate(selector: str, by: str = "") -> str:
-    """Its increase a second, summed over engines."""
+    """Its increase per second, summed over engines."""
     return f"sum{f' by ({by})' if by else ''} (rate({selector}[$__rate_interval]))"
 
 
 def seldom(expr: str) -> str:
-    """An expression over what may never have happened: Ray shows a counter once it has counted."""
+    """An expression that is 0 without data: Ray exports a counter only after its first event."""
     return f"({expr} or vector(0))"
 
 
 def happened(selector: str, within: str) -> str:
-    """How often something happened of late, the first time included (``increase`` needs one)."""
+    """How often something happened lately, the first time included (``increase`` misses it)."""
     before = seldom(f"sum({selector} offset {within})")
     return seldom(f"clamp_min(sum({selector}) - {before}, 0)")
 

@@ -1,4 +1,4 @@
-"""Run by test_patches.py with the suite's core, in one process on a patched vLLM, as the last."""
+"""Run by test_patches.py after the suite's core, in the same process, on a patched vLLM."""
 
 from __future__ import annotations
 

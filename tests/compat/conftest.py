@@ -1,4 +1,4 @@
-"""What is common to tests that read sources."""
+"""Shared by tests that read sources."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ from vllm_sink.compat import source
 
 @pytest.fixture(autouse=True, scope="module")
 def nothing_kept() -> Iterator[None]:
-    """Later tests in this process make engines, which collect garbage among all that is kept."""
+    """Drop parsed sources: they would slow the garbage collection of later tests' engines."""
     yield
     source.forget()

@@ -1,4 +1,4 @@
-"""Run by test_reads.py, here and on a GPU: streams that roll, in a process that records.
+"""Run by test_reads.py, on CPU and GPU: streams that roll, in a process that records.
 
     python -m tests.compat.record FOLDER RUN…
 
@@ -34,12 +34,12 @@ RUNS = ("engine", "ahead", "async", "server")
 GPU: dict[str, Any] = {"kv_cache_memory_bytes": 64 << 20, "gpu_memory_utilization": 0.05}
 
 
-#: Ways to sample that look at what was said before.
+#: Ways to sample that depend on earlier tokens.
 PENALTIES = ("presence", "frequency", "repetition", "bad words")
 
 
 def engine(recorder: Recorder, folder: Path) -> None:
-    """Whatever a stream may ask for, on this machine's own model runner."""
+    """All that a stream may request, on this machine's own model runner."""
     settings = GPU if torch.cuda.is_available() else {}
     # Statistics are sent.
     with rolling(folder, disable_log_stats=False, **settings) as llm:
@@ -74,7 +74,7 @@ def engine(recorder: Recorder, folder: Path) -> None:
 
 
 def ahead(recorder: Recorder, folder: Path) -> None:
-    """The same with vLLM's asynchronous scheduler; on a GPU it is the other one already."""
+    """The same with vLLM's asynchronous scheduler, which is the default on a GPU."""
     with one_step_ahead():
         engine(recorder, folder)
 
@@ -98,7 +98,7 @@ def asynchronous(recorder: Recorder, folder: Path) -> None:
     asyncio.run(scenario())
 
 
-#: Flags of the server: everything that this package looks at.
+#: Flags of the server: everything that this package reads.
 FLAGS = (
     "--kv-policy sink --sink-tokens system --window-tokens 60 --segment-tokens 256 "
     "--served-model-name tiny --dtype float32 --enforce-eager --max-num-seqs 8 "
@@ -115,7 +115,7 @@ TEXT = {"model": "tiny", "prompt": random_tokens(30), "max_tokens": 5}
 
 
 def ask(url: str, told: list[int]) -> None:
-    """A client of the server in this process; in the end the server is told to go."""
+    """A client of the server in this process; stops the server at the end."""
     server = Server(url, Path(os.devnull))
     try:
         until(lambda: _answers(server), 300)
@@ -155,7 +155,7 @@ def served(recorder: Recorder, folder: Path) -> None:
 
 
 def recorded(folder: Path, *runs: str) -> dict[str, Any]:
-    """Do this in a process of its own; there, what was recorded.
+    """Do this in a process of its own; returns what it recorded.
 
     Returns:
         ``unlisted``: attributes that no hook lists, and where they are asked for; ``read``: hooks

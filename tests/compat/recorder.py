@@ -1,9 +1,9 @@
-"""Records what this package reads of vLLM's objects while it runs, and says what is not listed.
+"""Records what this package reads of vLLM's objects while it runs, and reports what is not listed.
 
-Every class that vLLM has defined so far gets a ``__getattribute__`` and a ``__setattr__`` that look
-at who asks: only code of this package counts. A Struct of msgspec's takes the first like any other
-class; what writes it is in C and cannot be replaced, so only reads of it are seen. What is asked of
-a class or a module itself is not seen here: ``test_reads.py`` finds that in the source.
+Every class that vLLM has defined so far gets a ``__getattribute__`` and a ``__setattr__`` that
+check the caller: only code of this package counts. A msgspec Struct takes the former like any other
+class; its writer is in C and cannot be replaced, so only reads of it are seen. Reads of a class or
+a module itself are not seen here: ``test_reads.py`` finds those in the source.
 
 A process that records is slow, and its vLLM stays changed: use one of its own.
 """
@@ -31,7 +31,7 @@ PACKAGE = str(Path(vllm_sink.__file__).parent) + "/"
 #: Attributes of this package's own, on objects of vLLM's.
 OWN = ("sink_", "_sink", "_vllm_sink", "__")
 
-#: Class and attribute, and where it was asked for first.
+#: Class and attribute, and where it was read first.
 _Seen = dict[tuple[type, str], tuple[CodeType, int]]
 
 
@@ -62,7 +62,7 @@ class Recorder:
         self._done |= classes
 
     def unlisted(self) -> dict[str, str]:
-        """Attributes of vLLM's that no hook lists, and where this package asks for them."""
+        """Attributes of vLLM's that no hook lists, and where this package reads them."""
         sources = {"vllm": probes.installed(), "vllm_sink": Source(Path(PACKAGE))}
         listed = _listed()
         found = {}
@@ -133,7 +133,7 @@ def _owner(cls: type, name: str, sources: dict[str, Source]) -> type | None:
         package = base.__module__.partition(".")[0]
         source = sources.get(package)
         if package == "vllm_sink" and name in _only_annotated(base):
-            continue  # for a type checker; whoever has it stands further on
+            continue  # for a type checker; its owner comes later
         has = name in vars(base) or (
             source is not None
             and source.attribute(base.__module__, f"{base.__qualname__}.{name}") is not None

@@ -1,4 +1,4 @@
-"""With ``--kv-policy full``, or uninstalled, vLLM is vLLM: nothing replaced, the same words."""
+"""With ``--kv-policy full``, or uninstalled, vLLM is unchanged: nothing replaced, same output."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from tests.e2e.engines import tiny
 
-#: What ``vllm serve`` does until its engine's config stands, and then what of vLLM's is not vLLM's.
+#: ``vllm serve`` until its engine's config is built, then what in vLLM is not vLLM's own.
 SERVE = """
 import json, sys
 from vllm.engine.arg_utils import AsyncEngineArgs

@@ -16,7 +16,7 @@ from vllm_sink.compat import hooks, probes
 
 ROOT = Path(__file__).parents[2]
 PATCHES = sorted((ROOT / "patches").glob("vllm-*/*.patch"))
-#: The core of the suite: paths of a stream, rollovers, what a request asks for, statistics.
+#: The core of the suite: paths of a stream, rollovers, request options, statistics.
 CORE = (
     "tests/e2e/test_paths.py",
     "tests/e2e/test_rollover.py",

@@ -1,4 +1,4 @@
-"""The probes see every hook, and every hook that has gone."""
+"""The probes see every hook, and every missing one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vllm_sink.compat.source import Source
 from vllm_sink.errors import UnsupportedError
 
 FOUND = probes.check(Source(installed()))
-#: What this vLLM has; one of several hooks on the same function stands for all of them.
+#: What this vLLM has; one hook represents all those on the same function.
 PRESENT = {f.hook.target: f.hook for f in FOUND if f.where and f.hook.kind != "imports"}
 
 

@@ -1,4 +1,4 @@
-"""What this package asks of vLLM while it runs, and what it wraps, is listed in ``hooks``."""
+"""What this package reads of vLLM while it runs, and what it wraps, is listed in ``hooks``."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def in_engine(tiny_folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def in_front(tiny_folder: Path) -> dict[str, Any]:
-    """What stands before an engine: ``AsyncLLM``, and a server."""
+    """The front end: ``AsyncLLM``, and a server."""
     return recorded(tiny("llama-gqa", tiny_folder), "async", "server")
 
 
 @pytest.mark.slow
 def test_whatever_an_engine_reads_is_listed(in_engine: dict[str, Any]) -> None:
     assert in_engine["unlisted"] == {}
-    # So that a recorder that has gone blind is noticed.
+    # Detects a recorder that no longer sees anything.
     for name in (
         "vllm.v1.request:Request._all_token_ids",
         "vllm.v1.core.sched.output:CachedRequestData.resumed_req_ids",
@@ -108,7 +108,7 @@ def _names_imported(node: ast.AST) -> list[str]:
     return []
 
 
-# -- what is asked of a class or of a module, which cannot be recorded ----------------------------
+# -- reads of a class or of a module, which cannot be recorded -------------------------------------
 
 
 def asked() -> Iterator[tuple[str, str]]:

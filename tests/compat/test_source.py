@@ -1,4 +1,4 @@
-"""What a class has, by its source: nothing that only looks like an attribute of its objects."""
+"""A class's attributes, from its source: nothing that only looks like one."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_variable_and_another_objects_attribute_are_not(name: str, source: Sou
 
 
 def test_a_name_that_is_made_on_demand(tmp_path: Path) -> None:
-    """An import of it may work; that a module reads it is no proof that it does."""
+    """That a module reads a name is no proof that importing it from there works."""
     (root := tmp_path / "package").mkdir()
     (root / "lazy.py").write_text(
         "from typing import TYPE_CHECKING\n"

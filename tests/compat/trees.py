@@ -1,4 +1,4 @@
-"""Copies of the installed vLLM, or Ray, that cost next to nothing: links, but for changed files."""
+"""Cheap copies of the installed vLLM, or Ray: links, except for changed files."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def own_copy(root: Path, file: Path) -> Path:
 
 
 def rename(root: Path, hook: Hook) -> None:
-    """Give what a hook is about another name, where it is defined."""
+    """Rename a hook's target where it is defined."""
     original = installed(root.name)
     source = Source(original)
     owner, _, name = hook.qualname.rpartition(".")
@@ -59,7 +59,7 @@ def rename(root: Path, hook: Hook) -> None:
         if re.search(rf"\b{name}\b", body):
             files.append(module.file)
     if not files:
-        # A name of the module's own, wherever it has it from.
+        # A name in the module, wherever it comes from.
         found = source.module(hook.module)
         assert found is not None
         files.append(found.file)

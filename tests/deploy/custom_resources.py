@@ -1,4 +1,4 @@
-"""Schemas of what is not Kubernetes' own: Prometheus's operator, KEDA (npm), KubeRay (its CRD)."""
+"""Schemas of custom resources: Prometheus's operator, KEDA (npm), KubeRay (its CRD)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ new (require(path)[kind])(resource).validate();
 
 
 def validate_with_class(resource: Resource) -> None:
-    """Hold a resource against the schema that its npm class was made from."""
+    """Validate a resource against the schema of its npm class."""
     if not SCHEMAS.is_dir() or shutil.which("node") is None:
         pytest.skip("no schemas of custom resources: make schemas (needs npm)")
     kind = resource["kind"]
@@ -91,5 +91,5 @@ def strict(schema: Any) -> None:
 
 
 def validate_rayservice(resource: Resource) -> None:
-    """Hold a RayService against KubeRay's CRD."""
+    """Validate a RayService against KubeRay's CRD."""
     jsonschema.Draft202012Validator(rayservice_schema()).validate(resource)

@@ -54,7 +54,7 @@ def flags(overlay: str) -> Resource:
 
 
 def pods(overlay: str) -> dict[str, Resource]:
-    """The pod templates of an overlay, by what they are of."""
+    """The pod templates of an overlay, by their owner."""
     found = {}
     for resource in build(overlay):
         if resource["kind"] == "Deployment":

@@ -1,4 +1,4 @@
-"""The container's command, run here as it is written: probes, key, limits, and how it ends."""
+"""The container's command, run here as written: probes, key, limits, shutdown."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Container:
             )
 
     def probe(self, name: str) -> int:
-        """The status that a probe of the manifest's gets; 0 for none."""
+        """The status that one of the manifest's probes gets; 0 for none."""
         probe = self.spec[name]
         try:
             with urllib.request.urlopen(
@@ -95,7 +95,7 @@ class Container:
 
 
 def _plain(env: list[dict[str, Any]]) -> dict[str, str]:
-    """Variables of a manifest that mean something on this machine too."""
+    """Variables of a manifest that also apply on this machine."""
     mine = ("HOME", "HF_HOME")  # of the image
     return {e["name"]: e["value"] for e in env if "value" in e and e["name"] not in mine}
 
@@ -139,7 +139,7 @@ def test_key(container: Container) -> None:
 
 
 def test_metrics_of_the_rules_are_there(container: Container) -> None:
-    """Once a stream has been there: what an engine holds is told from its first step on."""
+    """After a first stream: an engine reports what it holds from its first step on."""
     with container.ask() as answer:
         assert b"data: [DONE]" in answer.read()
     with urllib.request.urlopen(container.url + "/metrics", timeout=30) as answer:
@@ -150,7 +150,7 @@ def test_metrics_of_the_rules_are_there(container: Container) -> None:
 
 
 def test_live_streams_of_a_tenant(container: Container) -> None:
-    """Refused past the limit, by name; another tenant is not; and one that ends makes room."""
+    """Refused past the limit, by name; another tenant is not; a stream that ends makes room."""
     running = [container.ask(10**6) for _ in range(3)]
     try:
         for answer in running:
@@ -160,7 +160,7 @@ def test_live_streams_of_a_tenant(container: Container) -> None:
         assert "tenant 'me' has 3 live streams and asks for 1 more" in told
         assert "allowed: 3 (--sink-tenant-max-streams)" in told
         status, told = _refusal(container, stream=False, tenant="other", n=4, tokens=10**6)
-        assert status == 400  # more than there ever can be: to come again would not help
+        assert status == 400  # more than the limit: retrying would not help
         assert "asks for 4 live streams at once; allowed: 3 (--sink-tenant-max-streams)" in told
         with container.ask(tenant="another") as answer:
             assert b"data: [DONE]" in answer.read()
@@ -204,7 +204,7 @@ def test_a_refused_request_counts_no_longer(container: Container) -> None:
 
 
 def test_drain(container: Container) -> None:
-    """SIGTERM under load: what can finish does, the rest hears why, what is new is refused."""
+    """SIGTERM under load: streams finish or end with the reason, new requests are refused."""
     short = container.ask(60)
     endless = container.ask(10**6, tenant="you")
     short.readline(), endless.readline()
@@ -232,7 +232,7 @@ def test_drain(container: Container) -> None:
     assert b"shutting down and the stream was still running" in last
 
 
-#: A change of the file, and the one clear message that comes of it.
+#: A change of the file, and the one clear message it causes.
 BAD = (
     ({"kv-policy": "sinks"}, "'sinks' is not allowed; allowed: one of full, window, sink"),
     ({}, "--sink-require-api-key: there is no key; allowed: one in VLLM_API_KEY"),
@@ -245,7 +245,7 @@ BAD = (
 
 
 def test_bad_configuration(tiny_folder: Path, tmp_path: Path) -> None:
-    """An unknown policy, a missing secret, a limit for nobody: one message, and the end."""
+    """An unknown policy, a missing secret, a limit without tenants: one message, then exit."""
     model = {"model": str(tiny("llama-gqa", tiny_folder))}
     variables = {k: v for k, v in os.environ.items() if k != "VLLM_API_KEY"}
     started = []

@@ -1,4 +1,4 @@
-"""Every manifest is valid, says what it should, and agrees with what else is in the repository."""
+"""Every manifest is valid, has what it should, and agrees with the rest of the repository."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vllm_sink.serving.ray.settings import AppArgs
 
 kubernetes_validate = pytest.importorskip("kubernetes_validate")
 
-#: Served since Kubernetes 1.30: the newest of what is used is ``preStop.sleep``.
+#: Kubernetes 1.30: the newest field in use is ``preStop.sleep``.
 VERSIONS = ("1.30", kubernetes_validate.latest_version())
 
 MONITORING = KUBERNETES.parent / "monitoring"
@@ -72,7 +72,7 @@ def test_the_rayservice_schema_can_see() -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_confined(overlay: str) -> None:
-    """Nobody's root, nothing written but in volumes, nothing gained."""
+    """No root, no writes outside volumes, no privilege escalation."""
     for template in pods(overlay).values():
         pod = template["spec"]
         assert pod["securityContext"]["runAsNonRoot"]
@@ -157,5 +157,5 @@ def test_the_scaler_asks_for_what_is_recorded() -> None:
     assert asked <= {rule.get("record") for rule in rules()}
     monitor = one("gpu", "PodMonitor")["metadata"]
     assert f'job="{monitor["namespace"]}/{monitor["name"]}"' in trigger["metadata"]["query"]
-    # A Deployment that names a number of replicas would take it back at each apply.
+    # A Deployment that names a number of replicas would reset it at each apply.
     assert "replicas" not in one("gpu", "Deployment")["spec"]

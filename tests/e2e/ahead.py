@@ -1,8 +1,8 @@
 """vLLM's V1 runner one step ahead of its outputs, on a CPU, where vLLM itself never does that.
 
-vLLM turns asynchronous scheduling off on CPUs, for want of a need. Its V1 runner, its scheduler and
-its engine core do not care what the device is, once streams and events stand for nothing: what is
-in flight, and when it arrives, is as on a GPU.
+vLLM turns asynchronous scheduling off on CPUs, because it brings nothing there. Its V1 runner,
+scheduler and engine core do not depend on the device once CUDA streams and events are dummies: what
+is in flight, and when it arrives, is as on a GPU.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vllm.platforms.cpu import CpuPlatform
 
 
 class Nothing:
-    """A CUDA stream or event of a device that has done all it was told."""
+    """A CUDA stream or event of a device that is always idle."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.device = torch.device("cpu")
@@ -27,7 +27,7 @@ class Nothing:
     record = synchronize = wait_stream = wait = nothing
 
 
-#: What the runner asks of CUDA when its outputs arrive later.
+#: What the runner calls of CUDA when its outputs arrive later.
 DEVICE = {
     (torch.cuda, "Stream"): Nothing,
     (torch.cuda, "Event"): Nothing,
@@ -47,7 +47,7 @@ def _ahead(check: Callable[[Any], None]) -> Callable[[Any], None]:
 
 @contextmanager
 def ahead_by_default() -> Iterator[None]:
-    """Configs that are made in here schedule a step before the last one's outputs."""
+    """Configs made in this block schedule a step before the last one's outputs."""
     check = CpuPlatform.check_and_update_config
     patch = staticmethod(_ahead(check))
     with mock.patch.object(CpuPlatform, "check_and_update_config", patch):
@@ -56,7 +56,7 @@ def ahead_by_default() -> Iterator[None]:
 
 @contextmanager
 def one_step_ahead() -> Iterator[None]:
-    """The same of engines that are made and run in here, in this process."""
+    """The same for engines that are made and run in this block, in this process."""
     patches = [mock.patch.object(*place, stand_in) for place, stand_in in DEVICE.items()]
     with ahead_by_default():
         for patch in patches:

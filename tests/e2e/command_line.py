@@ -21,7 +21,7 @@ def environment_of_commands(key: str = "") -> dict[str, str]:
 def run_command(
     *arguments: str, key: str = "", timeout: float = 120
 ) -> subprocess.CompletedProcess[str]:
-    """``vllm-sink`` with these arguments, to its end; ``timeout`` in seconds."""
+    """Run ``vllm-sink`` with these arguments until it exits; ``timeout`` in seconds."""
     return subprocess.run(
         [sys.executable, "-m", "vllm_sink.cli", *arguments],
         env=environment_of_commands(key),

@@ -45,8 +45,8 @@ def engine(
         }
         settings["additional_config"] = {"kv_policy": policy}
         settings.setdefault("block_size", 16)
-    # vLLM's Transformers backend decorates Hugging Face's own class, for good; the tests of the
-    # reference, in the same process, want it as it was.
+    # vLLM's Transformers backend decorates Hugging Face's own class permanently; the tests of the
+    # reference, in the same process, need it undecorated.
     pristine = (GPTNeoXModel.__bases__, dict(vars(GPTNeoXModel)))
     llm = LLM(
         str(folder),

@@ -1,4 +1,4 @@
-"""What this process would say on ``/metrics``."""
+"""What this process would export on ``/metrics``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from prometheus_client import REGISTRY
 
 
 class Values:
-    """What ``/metrics`` would say, and how it changed."""
+    """What ``/metrics`` would show, and how it changed."""
 
     def __init__(self) -> None:
         self.samples: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
@@ -21,7 +21,7 @@ class Values:
 
 
 def grew(before: Values, name: str, **labels: str) -> float:
-    """How much a metric has grown since."""
+    """How much a metric has grown."""
     return Values().get(name, **labels) - before.get(name, **labels)
 
 

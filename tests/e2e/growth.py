@@ -1,7 +1,7 @@
-"""What a process holds: every object that can be reached, with its size, and by what it is held.
+"""What a process holds: every reachable object, with its size and its owner.
 
-Counted object by object, since resident memory comes in steps of a megabyte and with whatever an
-allocator keeps for later, and ``tracemalloc`` makes each step of an engine four times as slow.
+Counted object by object, because resident memory changes in steps of a megabyte and includes what
+an allocator keeps for later, and ``tracemalloc`` makes each step of an engine four times as slow.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Held:
 
 
 def _data(roots: Sequence[Any]) -> set[int]:
-    """Ids of these objects and of all that they are made of, types aside."""
+    """Ids of these objects and of all that they contain, except types."""
     found = {id(roots)}
     todo = list(roots)
     while todo:
@@ -89,7 +89,7 @@ def _data(roots: Sequence[Any]) -> set[int]:
 
 
 def _size(one: Any) -> int:
-    """Bytes of one object; of a table, what its entries need: the room that it has varies."""
+    """Bytes of one object; of a table, what its entries need: its capacity varies."""
     kind = type(one)
     if kind is list:
         return 56 + 8 * len(one)

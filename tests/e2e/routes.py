@@ -1,4 +1,4 @@
-"""Every POST route of a server's app: a request of it, or why it generates nothing."""
+"""Every POST route of a server's app: a request for it, or why it generates nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SYSTEM_TOKENS = 1 + 1 + len(SYSTEM) + 1
 CHAT = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "Tell me of the sea."}]
 PROMPT = random_tokens(40)
 
-#: A short answer of each generating route, and where its options are written.
+#: A short request for each generating route, and where its options go.
 GENERATING: dict[str, dict[str, Any]] = {
     "/v1/completions": {"prompt": PROMPT, "max_tokens": 3},
     "/v1/chat/completions": {"messages": CHAT, "max_tokens": 3},

@@ -21,7 +21,7 @@ VLLM = Path(sys.executable).with_name("vllm")
 
 
 def environment() -> dict[str, str]:
-    """As a user has it: the engine in processes of its own."""
+    """As a user runs it: the engine in processes of its own."""
     return {k: v for k, v in os.environ.items() if k != "VLLM_ENABLE_V1_MULTIPROCESSING"} | {
         "VLLM_LOGGING_LEVEL": "INFO"
     }
@@ -69,14 +69,14 @@ class Server:
 
 
 def free_port() -> int:
-    """One that nobody listens on now."""
+    """A free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def until(true: Callable[[], object], seconds: float, every: float = 0.1) -> None:
-    """Wait for a condition; an AssertionError after so many seconds."""
+    """Wait for a condition; an AssertionError after a timeout."""
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, f"not within {seconds} s"

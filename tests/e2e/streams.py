@@ -21,7 +21,7 @@ WHOLE = 8192
 
 @contextmanager
 def rolling(folder: Path, **settings: Any) -> Iterator[Any]:
-    """An engine with small segments; when it goes, all blocks must be free."""
+    """An engine with small segments; when it ends, all blocks must be free."""
     settings = {"segment_tokens": SEGMENT, "max_model_len": None, "block_size": BLOCK, **settings}
     with engine(folder, WINDOW, SINKS, **settings) as llm:
         scheduler = scheduler_of(llm)
@@ -34,7 +34,7 @@ def rolling(folder: Path, **settings: Any) -> Iterator[Any]:
 
 
 def run(llm: Any, requests: dict[str, tuple[Sequence[int], Any]]) -> dict[str, Any]:
-    """All requests at once; the last output of each."""
+    """All requests concurrently; the last output of each."""
     core = llm.llm_engine
     for name, (tokens, params) in requests.items():
         core.add_request(name, prompt(tokens), params)
@@ -74,7 +74,7 @@ def sampled(**settings: Any) -> SamplingParams:
     )
 
 
-#: Ways to sample, each of which looks at what was said before, or counts it.
+#: Ways to sample, each of which depends on earlier tokens.
 SAMPLING = {
     "seed": sampled(),
     "presence": sampled(presence_penalty=0.9),

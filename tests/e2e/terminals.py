@@ -1,4 +1,4 @@
-"""A program in a terminal of its own, as a user has it: keys, colours, a size that changes."""
+"""A program in a terminal of its own, as a user runs it: keys, colours, a changing size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Over HTTP: what names no length ends, streams are counted, and nobody waits for ever."""
+"""Over HTTP: a request without a length ends, streams are counted, no request waits forever."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ ENDLESS = {"vllm_xargs": {"endless": True}}
 
 @contextmanager
 def _streams(server: Server, count: int) -> Iterator[None]:
-    """So many endless streams, whose windows are full; gone afterwards."""
+    """Endless streams whose windows are full; ended afterwards."""
     with ExitStack() as stack:
         for i in range(count):
             body = {**PROMPT, **ENDLESS, "prompt": random_tokens(20, seed=i)}
@@ -199,7 +199,7 @@ def test_one_stream_too_many(server: Server) -> None:
     [("/v1/completions", False), ("/v1/completions", True), ("/v1/responses", True)],
 )
 def test_nobody_waits_for_ever_and_nobody_blocks(server: Server, path: str, streamed: bool) -> None:
-    """What does not fit beside the streams is told so; a small request passes it."""
+    """A request that does not fit beside the streams times out; a small one overtakes it."""
     large = {**PROMPT, "prompt": random_tokens(400), "max_tokens": 4, "stream": streamed}
     if path == "/v1/responses":  # it has events of its own before the engine's
         large = {"input": "a" * 400, "max_output_tokens": 16, "stream": True}
@@ -223,7 +223,7 @@ def test_nobody_waits_for_ever_and_nobody_blocks(server: Server, path: str, stre
 
 
 def test_several_answers_are_refused_together(server: Server) -> None:
-    """Of n streams for which there is no room, none is left behind."""
+    """If there is no room for n streams, none of them is left behind."""
     with _streams(server, STREAMS - 1):
         status, answer, _ = _ask(server, "/v1/completions", {**PROMPT, **ENDLESS, "n": 3})
         assert status == 429, answer
@@ -249,7 +249,7 @@ def test_a_full_queue_is_vllms_own(server: Server) -> None:
 
 
 def test_refusals_are_counted(server: Server) -> None:
-    """By what they were for; nobody preempted a stream."""
+    """By reason; no stream was preempted."""
     refused = 'vllm_sink_admissions_refused_total{engine="0",model_name="tiny",reason='
     assert _total(server, f'{refused}"streams"') >= 5
     # Two, and of twelve in the queue those that were let in.

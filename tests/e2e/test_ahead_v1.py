@@ -36,7 +36,7 @@ def folder(tiny_folder: Path) -> Path:
 
 
 def test_every_token_equals_the_reference(folder: Path) -> None:
-    """Streams alone in their step and in company; short requests and long prompts beside them."""
+    """Streams alone in their step and with others; short requests and long prompts beside them."""
     streams = {"5": SINKS, "0": 0, "20": 20}
     most = 0
     with rolling(folder) as llm:

@@ -1,4 +1,4 @@
-"""Every architecture that is claimed, held against the reference token by token, in float32."""
+"""Every claimed architecture, compared with the reference token by token, in float32."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``AsyncLLM``, its engine in a process of its own: tasks that are cancelled at any moment."""
+"""``AsyncLLM``, its engine in a process of its own: tasks cancelled at any moment."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from vllm_sink.streaming import output_trimming, slow_client_abort
 
 
 class LastStats(StatLoggerBase):
-    """What the scheduler said last."""
+    """The scheduler's latest statistics."""
 
     usage: float | None = None
     rollovers = 0
@@ -92,8 +92,8 @@ async def nothing_is_held(engine: AsyncLLM) -> bool:
 def test_a_client_that_does_not_read_is_let_go(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is told what was waiting and why it ended; others notice nothing. Nor is an answer held in
-    one piece without end.
+    """It gets what was waiting and the reason; others notice nothing. An endless answer that is not
+    streamed ends the same way.
     """
     # A thousand tokens fill what a stream may leave unsent.
     monkeypatch.setattr(slow_client_abort, "TOKEN", (16 << 20) // 1000)
@@ -109,10 +109,10 @@ def test_a_client_that_does_not_read_is_let_go(
             patient = asyncio.create_task(follow(engine, "whole", random_tokens(9), whole))
             stream = engine.generate(prompt(random_tokens(9)), streamed(10**9), "stalled")
             said = (await anext(stream)).outputs[0].token_ids[:]
-            # Alone in the end, and nobody reads it.
+            # Alone in the end, and its client does not read.
             expected = await reader
             assert await patient == expected[:900]
-            # Wanted in one piece, and without end.
+            # Not streamed, and endless.
             endless = greedy(10**9, SINKS)
             endless.output_kind = RequestOutputKind.FINAL_ONLY
             cut = await follow(engine, "endless", random_tokens(9), endless)
@@ -136,7 +136,7 @@ def test_a_client_that_does_not_read_is_let_go(
 
 
 async def churn(engine: AsyncLLM, rng: Random, over: asyncio.Event) -> int:
-    """One client after the other, each of which may leave at any moment."""
+    """One client after the other, each of which may disconnect at any moment."""
     left = 0
     while not over.is_set():
         tokens = random_tokens(rng.randint(2, 3 * SEGMENT), seed=rng.randint(0, 9))
@@ -154,7 +154,7 @@ async def churn(engine: AsyncLLM, rng: Random, over: asyncio.Event) -> int:
 
 @pytest.mark.parametrize("ahead", [False, True])
 def test_tasks_cancelled_at_any_moment(tiny_folder: Path, ahead: bool) -> None:
-    """No block stays behind, and no other stream says anything else."""
+    """No block leaks, and no other stream's output changes."""
 
     async def main() -> None:
         folder = tiny("llama-gqa", tiny_folder)
@@ -184,7 +184,7 @@ def test_tasks_cancelled_at_any_moment(tiny_folder: Path, ahead: bool) -> None:
 
 
 def test_streaming_input_is_refused(tiny_folder: Path) -> None:
-    """At its first piece, by name; the engine goes on."""
+    """At its first piece, by name; the engine continues."""
 
     async def pieces() -> AsyncIterator[StreamingInput]:
         for i in range(3):

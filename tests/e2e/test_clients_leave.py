@@ -1,4 +1,4 @@
-"""Clients of a real server that leave at any moment, politely or not, while streams roll."""
+"""Clients of a real server that disconnect at any moment, cleanly or not, while streams roll."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ CHAT = {"messages": [{"role": "user", "content": "Count the waves."}]}
 
 
 def _lasting(server: Server, i: int) -> list[int]:
-    """What a client is told that stays: ``i`` chooses what it asks."""
+    """The answer of a client that stays; ``i`` chooses its request."""
     path, body = (
         ("/v1/completions", {"prompt": random_tokens(33), "temperature": 0}),
         ("/v1/completions", {"prompt": random_tokens(700), "temperature": 0.8, "seed": 3}),
@@ -77,7 +77,7 @@ def _request(rng: Random) -> bytes:
     return f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
 
 
-#: A client that another process can kill: it sends what it is given and reads for ever.
+#: A client that another process can kill: it sends its input and reads forever.
 CLIENT = """
 import socket, sys
 connection = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
@@ -88,7 +88,7 @@ while connection.recv(65536):
 
 
 def _leave(url: str, way: str, rng: Random) -> None:
-    """One client that leaves."""
+    """One client that disconnects."""
     port, sent = urlsplit(url).port, _request(rng)
     assert port is not None
     if way == "killed":
@@ -141,7 +141,7 @@ def _nothing_is_held(server: Server) -> bool:
 
 
 def test_clients_leave_in_every_way(server: Server) -> None:
-    """No block stays behind, and what the others are told is what they are told alone."""
+    """No block leaks, and the others get the answers that they get alone."""
     alone = [_lasting(server, i) for i in range(3)]
     assert [len(said) for said in alone] == [1200, 1200, 1200]
     assert _nothing_is_held(server)
@@ -160,7 +160,7 @@ def test_clients_leave_in_every_way(server: Server) -> None:
             count[way] += 1
 
     def stay(i: int) -> list[list[int]]:
-        """Again and again, until enough have left beside it, however fast the machine is."""
+        """Repeated until enough clients have left, however fast the machine is."""
         told = []
         while not told or (min(count.values()) < 5 and not failed):
             told.append(_lasting(server, i))

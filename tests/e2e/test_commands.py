@@ -49,7 +49,7 @@ def server(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def test_stream(server: Server) -> None:
-    """Text on stdout; at the end the status, as arithmetic has it."""
+    """Text on stdout; at the end the status, as computed by hand."""
     ended = run_command("stream", server.url, "--prompt", "Call me Ishmael.", "--max-tokens", "300")
     assert ended.returncode == 0, ended.stderr
     assert len(ended.stdout) > 100
@@ -253,7 +253,7 @@ def test_a_server_that_shuts_down(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A new stream is refused with the reason; one that runs ends with an event that has it.
+    """A new stream is refused with the reason; a running one ends with an event that has it.
 
     The last test of this server.
     """

@@ -1,6 +1,6 @@
-"""No request hurts another: what is written is checked at one place, whatever the route.
+"""No request hurts another: requests are checked in one place, whatever the route.
 
-The routes are those of the app itself; one of a new vLLM is met here.
+The routes are those of the app itself, so one that a new vLLM adds is covered.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.xdist_group("door")
 
 @pytest.fixture(scope="module")
 def server(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The server of the faults: segments roll soon, tenants are told apart, tokens come as such."""
+    """The server under test: segments roll soon, tenants are labelled, token ids are accepted."""
     log = tmp_path_factory.mktemp("door") / "log"
     flags = (
         "--kv-policy sink --sink-tokens system --window-tokens 60 --segment-tokens 256 "
@@ -66,7 +66,7 @@ def _post(server: Server, path: str, body: dict[str, Any]) -> tuple[int, str, di
 
 
 def test_every_route_is_known_here(server: Server) -> None:
-    """A route of a new vLLM fails this until it is put into one of the two tables."""
+    """A route that a new vLLM adds fails this until it is in one of the two tables."""
     with urllib.request.urlopen(server.url + "/openapi.json", timeout=60) as answer:
         paths = json.load(answer)["paths"]
     posts = {path for path, methods in paths.items() if "post" in methods}
@@ -121,7 +121,7 @@ def test_a_streamed_request_is_refused_before_its_headers(server: Server, path: 
 
 
 def test_vllms_own_refusal_has_its_status_too(server: Server) -> None:
-    """vLLM finds out late, in ``process_inputs``, and says so in the body of a 200."""
+    """vLLM notices late, in ``process_inputs``, and reports it in the body of a 200."""
     body = {"prompt": PROMPT, "max_tokens": 3, "stream": True, "logit_bias": {"999999": 1}}
     status, told, _ = _post(server, "/v1/completions", body)
     assert status == 400
@@ -170,7 +170,7 @@ def _said(server: Server, path: str, options: dict[str, Any], **more: Any) -> li
 
 @pytest.mark.parametrize("path", CHATS)
 def test_system_pins_on_every_route_of_chats(server: Server, path: str) -> None:
-    """``"system"`` says what the rendered system message's length does, and no other number."""
+    """``"system"`` gives what the rendered system message's length gives, and no other number."""
     asked = _said(server, path, {"sink_tokens": "system"})
     assert asked == _said(server, path, {"sink_tokens": SYSTEM_TOKENS})
     assert asked != _said(server, path, {"sink_tokens": SYSTEM_TOKENS - 2})
@@ -178,7 +178,7 @@ def test_system_pins_on_every_route_of_chats(server: Server, path: str) -> None:
 
 @pytest.mark.parametrize("path", CHATS)
 def test_the_server_pins_it_where_a_chat_asks_for_nothing(server: Server, path: str) -> None:
-    """``--sink-tokens system``; what has no system message has the usual four."""
+    """``--sink-tokens system``; without a system message, the usual four."""
     assert _said(server, path, {}) == _said(server, path, {"sink_tokens": SYSTEM_TOKENS})
     assert _said(server, path, {}) != _said(server, path, {"sink_tokens": 4})
 
@@ -281,7 +281,7 @@ def test_every_number_of_the_sampling_parameters(server: Server, field: str) -> 
 
 
 def test_min_tokens_beyond_what_a_step_counts(server: Server) -> None:
-    """Both bounds are past 32 bits: the answer begins, and its client may leave."""
+    """Both bounds are past 32 bits: the answer begins, and its client may disconnect."""
     body = {"prompt": PROMPT, "min_tokens": 3_000_000_000, "max_tokens": 4_000_000_000}
     events = server.stream("/v1/completions", body)
     for _ in range(20):
@@ -325,7 +325,7 @@ def _tenants(server: Server) -> set[str]:
 
 
 def test_a_tenant_is_who_the_server_says(server: Server) -> None:
-    """On every route the request's own ``user`` counts, and nothing that is written elsewhere."""
+    """On every route only the request's own ``user`` counts."""
     for i, path in enumerate(GENERATING):
         assert _post(server, path, with_options(path, {}, user=f"route {i}"))[0] == 200
     body = with_options("/v1/messages", {}, metadata={"user_id": "anthropic's"})

@@ -1,4 +1,4 @@
-"""Over HTTP: no answer ends at a segment, and what a client is told is of the whole stream."""
+"""Over HTTP: no answer ends at a segment, and what a client sees covers the whole stream."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_an_endless_chat_runs_until_the_client_leaves(server: Server) -> None:
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
 @pytest.mark.parametrize("huge", [1 << 30, 1 << 40, 2**53 - 1])
 def test_a_huge_max_tokens_means_until_stopped(server: Server, path: str, huge: int) -> None:
-    """As an unset one does: a client that means "for ever" is not refused."""
+    """Like an unset one: a client that means "forever" is not refused."""
     body = _body([7, 8, 9], max_tokens=huge)
     if "chat" in path:
         body["messages"] = [{"role": "user", "content": "Count the waves."}]

@@ -1,4 +1,4 @@
-"""Settings of vLLM's under which streams roll, many at a time, held against the reference."""
+"""Settings of vLLM under which streams roll, many at a time, compared with the reference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What requests ask for: the same on both sides of a rollover, or refused where it cannot be."""
+"""Request options: the same on both sides of a rollover, or refused where that is impossible."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SETTINGS: dict[str, Any] = {
 }
 COUNT = 250
 
-#: Ways to ask, each next to the others.
+#: Request options, served side by side.
 ASKED = {
     "top p, min p": {"top_p": 0.8, "min_p": 0.02},
     "allowed tokens": {"allowed_token_ids": list(range(40, 120))},
@@ -69,7 +69,7 @@ def _logprobs(output: Any) -> dict[tuple[int, int], float]:
 
 @pytest.fixture(scope="module")
 def whole(folder: Path) -> dict[str, Any]:
-    """What is said in one segment."""
+    """The output in one segment."""
     with rolling(folder, segment_tokens=WHOLE, **SETTINGS) as llm:
         said_in_one = _all(llm)
         assert scheduler_of(llm).rollovers == 0
@@ -132,7 +132,7 @@ def test_embeddings_say_what_their_tokens_say(folder: Path, llm: Any) -> None:
     ],
 )
 def test_refused_for_what_may_roll(folder: Path, llm: Any, field: str, settings: Any) -> None:
-    """By the name of the field; a request that has none of it is served after it."""
+    """By the name of the field; a request without it is then served."""
     prompt: dict[str, Any] = {"prompt_token_ids": random_tokens(200)}
     if field == "prompt_embeds":
         table = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
@@ -143,7 +143,7 @@ def test_refused_for_what_may_roll(folder: Path, llm: Any, field: str, settings:
 
 
 def test_a_budget_of_thoughts_within_a_segment(llm: Any) -> None:
-    """The end of thoughts is said once the budget is spent."""
+    """The end-of-thinking token comes once the budget is spent."""
     thoughts = [llm.get_tokenizer().convert_tokens_to_ids("<|system|>")]
     end = llm.get_tokenizer().convert_tokens_to_ids("<|end|>")
     params = greedy(30, None, thinking_token_budget=5)

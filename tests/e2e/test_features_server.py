@@ -84,7 +84,7 @@ def complete(server: Server, tokens: list[int]) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_two_engines(tiny_folder: Path, tmp_path: Path) -> None:
-    """Streams roll on both, each as the reference has it."""
+    """Streams roll on both, each equal to the reference."""
     prompts = [random_tokens(40 + 90 * i, seed=i) for i in range(4)]
     folder, flags = tiny("llama-gqa", tiny_folder), [*FLAGS.split(), "--data-parallel-size", "2"]
     with serve(folder, tmp_path / "log", *flags, "--api-server-count", "1") as server:
@@ -101,7 +101,7 @@ def test_two_engines(tiny_folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_full_queue_is_a_503(server: Server) -> None:
-    """What is queued or runs counts, streams that roll included; who leaves makes room."""
+    """Queued and running requests count, rolling streams included; a disconnect makes room."""
     body = {"model": "tiny", "prompt": [9] * 20, "max_tokens": 10**9, "ignore_eos": True}
     streams = [server.stream("/v1/completions", body) for _ in range(QUEUE)]
     for stream in streams:
@@ -135,7 +135,7 @@ def chat(server: Server, **more: Any) -> tuple[dict[str, Any], list[dict[str, An
 
 
 def test_a_tool_call_longer_than_a_segment(server: Server, model: Any) -> None:
-    """It begins once thoughts have ended, which is soon."""
+    """It begins once reasoning has ended, which is soon."""
     words = {"type": "array", "items": {"enum": ["ab", "cd"]}, "minItems": 60, "maxItems": 60}
     parameters = {"type": "object", "properties": {"log": words}, "required": ["log"]}
     function = {"name": "keep", "parameters": parameters, "strict": True}

@@ -1,8 +1,8 @@
 """Nothing grows with a stream: what the process holds after many rollovers is what it held.
 
 Engine, worker and front end are in this process, the pool is so small that every block has been
-used before counting begins, and the streams are in step, so that all lists are as long at the end
-as they were.
+used before counting begins, and the streams are in step, so all lists have the same length at both
+ends.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from vllm_sink.engine.rollover import RollingStreams
 from vllm_sink.streaming import output_trimming
 
 # One worker: the tests share an engine.
-# It counts what its process holds, so it wants a process in which no other test has run.
+# It counts what its process holds, so it needs a process in which no other test has run.
 pytestmark = [pytest.mark.xdist_group("growth"), pytest.mark.slow]
 
 #: Half of them are streamed; of the others vLLM holds the answer, as it was asked to.
 STREAMS = 16
 #: How often each rolls before counting, and between two counts.
 BEFORE, BETWEEN = 1, 9
-#: Bytes a token that pass for nothing.
+#: Bytes per token that count as none.
 NOTHING = 0.25
 
 

@@ -1,4 +1,4 @@
-"""A request that the engine core cannot take ends alone, and leaves nothing behind."""
+"""A request that the engine core cannot accept ends alone, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from tests.e2e.engines import prompt, random_tokens, tiny
 
-#: The length of a prompt that the scheduler below chokes on.
+#: The length of a prompt at which the scheduler below fails.
 UNLUCKY = 13
 
 
@@ -53,7 +53,7 @@ def test_it_ends_alone(choking: None, tiny_folder: Path) -> None:
 
 
 async def _beside(folder: Path) -> tuple[list[list[int]], list[str]]:
-    """What a stream says alone and beside three requests that fail; and their errors."""
+    """A stream's output alone and beside three requests that fail; and their errors."""
     args = AsyncEngineArgs(
         str(folder),
         dtype="float32",

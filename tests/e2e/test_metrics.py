@@ -33,7 +33,7 @@ def llm(tiny_folder: Path) -> Iterator[Any]:
 
 
 def _evicted(computed: int, sinks: int = SINKS) -> int:
-    """Tokens that the last computed one does not see, written out once more on purpose."""
+    """Tokens that the last computed one does not see, computed independently on purpose."""
     return max(0, computed - sinks - WINDOW)
 
 
@@ -71,7 +71,7 @@ def test_counters_are_what_arithmetic_says(llm: Any) -> None:
 
 
 def test_idle_levels(llm: Any) -> None:
-    """When the last stream has ended, the message that says so is out."""
+    """When the last stream has ended, its message has been sent."""
     llm.generate([prompt(random_tokens(30, seed=7))], greedy(20))
     now = Values()
     assert now.get("streams") == now.get("streams_past_context") == 0
@@ -151,7 +151,7 @@ def test_preemption(llm: Any) -> None:
 
 
 def test_every_metric_is_there_from_the_start(llm: Any) -> None:
-    """But for the tenants', which are off."""
+    """Except the tenants', which are off."""
     del llm
     text = {name for name, _ in Values().samples}
     for metric in METRICS.values():

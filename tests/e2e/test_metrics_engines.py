@@ -12,7 +12,7 @@ SINKS, WINDOW = 4, 60
 
 
 def test_who_waits_in_python_is_not_refused(tiny_folder: Path) -> None:
-    """A pool for one stream: the second waits many steps, and has its turn."""
+    """A pool for one stream: the second waits many steps, then runs."""
     with engine(
         tiny("llama-gqa", tiny_folder),
         WINDOW,

@@ -60,7 +60,7 @@ def _ask(server: Server, tokens: int, output: int, tenant: str | None = None, **
 
 
 def _lint(text: str) -> list[str]:
-    """What promtool finds in this project's metrics. It minds the colons in vLLM's own."""
+    """promtool's complaints about this project's metrics. It rejects the colons in vLLM's own."""
     if shutil.which("promtool") is None:
         pytest.skip("promtool is not installed (Debian: prometheus)")
     told = subprocess.run(
@@ -116,7 +116,7 @@ def _wait_for_line(server: Server) -> None:
 
 
 def test_several_api_processes(tiny_folder: Path, tmp_path: Path) -> None:
-    """Each gets some of the messages; together they say the truth."""
+    """Each gets some of the messages; their sum is right."""
     flags = [*FLAGS.split(), "--api-server-count", "2", "--sink-tenant-label", "user"]
     with serve(tiny("llama-gqa", tiny_folder), tmp_path / "log", *flags) as server:
         for i in range(8):  # a new connection each: either process may take it
@@ -137,7 +137,7 @@ def test_several_api_processes(tiny_folder: Path, tmp_path: Path) -> None:
 
 
 def test_statistics_switched_off(tiny_folder: Path, tmp_path: Path) -> None:
-    """``--disable-log-stats`` holds, and says what is missing."""
+    """``--disable-log-stats`` is respected, and the log names what is missing."""
     flags = [*FLAGS.split(), "--disable-log-stats"]
     with serve(tiny("llama-gqa", tiny_folder), tmp_path / "log", *flags) as server:
         _ask(server, 100, 51)

@@ -32,7 +32,7 @@ def folder(tiny_folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(folder: Path) -> dict[int, list[int]]:
-    """What each stream says when it has the engine to itself, held against the reference."""
+    """Each stream's output with the engine to itself, compared with the reference."""
     said = {}
     with engine(folder, WINDOW, SINKS, enable_prefix_caching=False) as llm:
         for length in LENGTHS:
@@ -81,7 +81,7 @@ def test_block_sizes(folder: Path, alone: dict[int, list[int]], block: int) -> N
 
 
 def test_second_turn_hits_the_prefix_cache(folder: Path, alone: dict[int, list[int]]) -> None:
-    """A second turn reuses sinks and window of the first, and says what it says without a cache."""
+    """A second turn reuses sinks and window of the first, and gives its output without a cache."""
     length = LENGTHS[-1]
     first = random_tokens(length, seed=length)
     second = first + alone[length] + random_tokens(25, seed=7)
@@ -103,7 +103,7 @@ def test_second_turn_hits_the_prefix_cache(folder: Path, alone: dict[int, list[i
 
 
 def test_preempted(folder: Path, alone: dict[int, list[int]]) -> None:
-    """Every stream is preempted in the middle, its blocks gone from the cache, and comes back."""
+    """Every stream is preempted in the middle, its blocks gone from the cache, and resumes."""
     with engine(folder, WINDOW, SINKS) as llm:
         core = llm.llm_engine
         scheduler = scheduler_of(llm)
@@ -146,7 +146,7 @@ def test_blocks_stay_constant(folder: Path) -> None:
 
 
 def test_admission_reserves_what_streams_may_need(folder: Path) -> None:
-    """A full pool queues new streams; none that runs is ever preempted."""
+    """A full pool queues new streams; no running one is ever preempted."""
     with engine(
         folder, WINDOW, SINKS, num_gpu_blocks_override=26, max_num_batched_tokens=32
     ) as llm:

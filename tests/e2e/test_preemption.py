@@ -14,7 +14,7 @@ from vllm_sink.requests.core_request import server_fields
 
 @pytest.mark.parametrize("ahead", [False, True])
 def test_streams_and_others_equal_the_reference(ahead: bool, tiny_folder: Path) -> None:
-    """A pool that is too small for all: two streams come late, and others lose their blocks."""
+    """A pool too small for all: two streams arrive late, and other requests lose their blocks."""
     folder = tiny("llama-gqa", tiny_folder)
     sinks = {f"r{i}": 3 * i for i in range(8)} | {"s0": 4, "s1": 20}
     settings = {"num_gpu_blocks_override": 40, "max_num_seqs": 12, "async_scheduling": ahead}

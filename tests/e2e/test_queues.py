@@ -1,4 +1,4 @@
-"""A reader of vLLM's queues that never idles keeps nothing of what would have woken it."""
+"""A reader of vLLM's queues that never idles keeps no wake-up notices."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MESSAGES = 10_000
 
 
 def grown(record_read: Any, pace: float) -> float:
-    """Bytes a message, of a reader that is told of one by one and is never idle.
+    """Bytes per message in a reader that gets them one by one and is never idle.
 
     What comes too fast is dropped by the socket, and nothing is kept of that: ``pace`` seconds lie
     between two messages.

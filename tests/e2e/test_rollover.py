@@ -1,4 +1,4 @@
-"""A stream says the same whether its bookkeeping is one segment or fifty."""
+"""A stream's output is the same whether its bookkeeping is one segment or fifty."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_every_token_equals_the_reference(arch: str, tiny_folder: Path) -> None:
 
 
 def test_the_check_sees_a_base_that_is_off(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The base matters to what the sinks are met with: one token more is seen."""
+    """The base matters to the rotation for the sinks: one token more shows."""
     right = V1RunnerTables.token_bases
 
     def wrong(self: V1RunnerTables, counts: Any) -> torch.Tensor | None:
@@ -88,7 +88,7 @@ def test_the_check_sees_a_base_that_is_off(folder: Path, monkeypatch: pytest.Mon
 
 @pytest.fixture(scope="module")
 def whole(folder: Path) -> dict[str, Any]:
-    """What is said in one segment."""
+    """The output in one segment."""
     return say_all(folder, WHOLE)
 
 
@@ -120,7 +120,7 @@ def test_several_answers_to_one_prompt(folder: Path) -> None:
 
 @pytest.mark.parametrize("chunk", [16, 64, 1024])
 def test_prompts_longer_than_a_segment(folder: Path, chunk: int) -> None:
-    """They are fed by and by, next to others, and what follows is exact."""
+    """They are fed in pieces, next to others, and the output is exact."""
     lengths = (SEGMENT - 17, SEGMENT - 16, SEGMENT - 15, SEGMENT - 1, SEGMENT, 1234)
     with rolling(folder, max_num_batched_tokens=chunk) as llm:
         outputs = run(
@@ -140,7 +140,7 @@ def test_prompts_longer_than_a_segment(folder: Path, chunk: int) -> None:
 
 
 def test_penalties_count_a_prompt_that_is_fed(folder: Path) -> None:
-    """A repetition penalty is for the whole prompt, whatever of it has been fed when."""
+    """A repetition penalty covers the whole prompt, however it was fed."""
     tokens, answers = random_tokens(700), []
     for segment in (WHOLE, SEGMENT):
         with rolling(folder, segment_tokens=segment) as llm:
@@ -219,7 +219,7 @@ def test_what_does_not_fit_a_segment(folder: Path, settings: dict[str, Any], fie
 def test_a_streamed_answer_is_not_kept(
     folder: Path, whole: dict[str, Any], interval: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The pieces are those of the whole; what has been sent is dropped."""
+    """The pieces add up to the whole; sent output is dropped."""
     monkeypatch.setattr(output_trimming, "KEEP", 20)
     monkeypatch.setattr(output_trimming, "EVERY", 50)
     names = ("seed", "stop string", "min_tokens")
@@ -254,11 +254,11 @@ def test_a_streamed_answer_is_not_kept(
             assert (span.start, span.end) == (0, len(tokens[name]))
 
 
-# -- streams that go ------------------------------------------------------------------------------
+# -- streams that end ------------------------------------------------------------------------------
 
 
 def test_aborts_at_any_moment(folder: Path) -> None:
-    """No block leaks (``rolling`` looks), and no other stream says anything else."""
+    """No block leaks (``rolling`` checks), and no other stream's output changes."""
     params = greedy(900)
     with rolling(folder, enable_prefix_caching=False) as llm:
         alone = said(run(llm, {"a": (random_tokens(33), params)})["a"])
@@ -294,7 +294,7 @@ def test_aborts_at_any_moment(folder: Path) -> None:
 
 
 def test_a_preempted_stream_starts_again_from_what_it_remembers(folder: Path) -> None:
-    """By hand, since admission never does it: exact for the text that was left, and counted."""
+    """Forced, because admission never does it: exact for the remaining text, and counted."""
     with rolling(folder) as llm:
         core, scheduler = llm.llm_engine, scheduler_of(llm)
         core.add_request("a", prompt(random_tokens(50)), greedy(700))
@@ -313,7 +313,7 @@ def test_a_preempted_stream_starts_again_from_what_it_remembers(folder: Path) ->
                     remembered[name] = (len(said(last[name])), list(request.all_token_ids))
         assert scheduler.restarts == 2
         assert set(remembered) == {"a", "b"}
-        # What they computed again is theirs alone: nobody else is given it.
+        # What they recomputed is theirs alone: no other request is given it.
         text = [*last["a"].prompt_token_ids, *said(last["a"])]
         other = run(llm, {"d": (text[:250], greedy(100))})["d"]
     for name, (count, text) in remembered.items():
@@ -329,7 +329,7 @@ def test_a_preempted_stream_starts_again_from_what_it_remembers(folder: Path) ->
 
 
 def test_a_full_pool_queues_and_never_preempts(folder: Path) -> None:
-    """Endless streams reserve a window, not their length; who does not fit, waits."""
+    """Endless streams reserve a window, not their length; one that does not fit waits."""
     with rolling(folder, num_gpu_blocks_override=26, max_num_batched_tokens=32) as llm:
         core, scheduler = llm.llm_engine, scheduler_of(llm)
         for i in range(8):

@@ -1,4 +1,4 @@
-"""Long streams: the sizes that the README speaks of."""
+"""Long streams: the sizes that the README claims."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_sixty_thousand_tokens(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not TEXT.is_file(), reason="make model text builds them")
 def test_a_real_model_says_the_same_in_any_segment() -> None:
-    """It goes on from a chapter: the first rollover is near, the second a segment later."""
+    """It continues a chapter: the first rollover is near, the second a segment later."""
     answers = []
     for segment in (SEGMENT, 65_536):
         with engine(

@@ -118,7 +118,7 @@ def test_pinning_past_the_context(server: Server) -> None:
 
 
 def test_bad_requests_leave_others_alone(server: Server) -> None:
-    """A stream in flight says the same whether or not others are refused beside it."""
+    """A running stream's output is the same whether or not others are refused beside it."""
     tokens = random_tokens(90, seed=8)
     quiet = _complete(server, tokens, 200)
     body = {
@@ -153,7 +153,7 @@ def _chat(server: Server, messages: list[dict[str, str]], **more: Any) -> tuple[
 
 
 def test_system_pins_the_system_message(server: Server) -> None:
-    """``"system"`` says what the length of the rendered system message does, and no other."""
+    """``"system"`` gives what the rendered system message's length gives, and no other number."""
     system = "Answer in verse, always, and in five lines."
     messages = [
         {"role": "system", "content": system},

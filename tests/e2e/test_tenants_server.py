@@ -86,7 +86,7 @@ def _streaming(server: Server, key: str) -> Iterator[None]:
 
 
 def _routes(server: Server) -> set[tuple[str, str]]:
-    """Every route of the app and its methods, as the app tells it."""
+    """Every route of the app and its methods, as the app reports them."""
     paths = json.loads(_ask(server, "/openapi.json", key="sk-admin", method="GET")[1])["paths"]
     found = {(path, method.upper()) for path, methods in paths.items() for method in methods}
     assert len(found) > 20
@@ -117,7 +117,7 @@ def test_what_concerns_others_is_an_operators(server: Server) -> None:
 
 @pytest.mark.parametrize("path", GENERATING)
 def test_a_limit_holds_on_every_route(server: Server, path: str) -> None:
-    """And a streamed answer has the status too."""
+    """A streamed answer has the status too."""
     for more in ({}, {"stream": True}):
         body = json.loads(json.dumps(GENERATING[path])) | ({} if path.endswith("/batch") else more)
         status, told, headers = _ask(server, path, body, "sk-nothing")
@@ -153,7 +153,7 @@ def test_what_generates_nothing_consumes_nothing(server: Server) -> None:
 
 
 def test_a_thousand_refused_requests_leave_nothing(server: Server) -> None:
-    """Refused by a limit, by the door, or by vLLM: the place that there is stays free."""
+    """Refused by a limit, by a check, or by vLLM: the free place stays free."""
     bad: list[dict[str, Any]] = [
         {"vllm_xargs": {"sink_tokens": 29}},  # too many pinned tokens, with n
         {"vllm_xargs": {"sink_tokens": -1}},
@@ -221,7 +221,7 @@ def test_metrics_are_open_and_name_nobody(server: Server) -> None:
 
 
 def test_the_file_is_read_again(server: Server, file: Path) -> None:
-    """On a change, and on SIGHUP; one that is wrong locks nobody out."""
+    """On a change, and on SIGHUP; an invalid file locks no tenant out."""
     assert _complete(server, "sk-new")[0] == 401
     file.write_text(FILE + "  - {name: new, keys: [sk-new]}\n")
     until(lambda: _complete(server, "sk-new")[0] == 200, 10)

@@ -1,6 +1,6 @@
-"""``true_positions``, the experiment of ``benchmarks.paper``: sinks where they truly are.
+"""``true_positions``, the experiment of ``benchmarks.paper``: sinks at their true positions.
 
-Not the policy, and no flag sets it; but the figures that it gives are published.
+Not the policy, and no flag sets it; but its figures are published.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def test_equal_to_the_reference_and_unlike_the_policy(arch: str, tiny_folder: Pa
 
 
 def test_without_sinks_both_are_one(tiny_folder: Path) -> None:
-    """Scores depend on distances, and without sinks no distance is other than the true one."""
+    """Scores depend on distances, and without sinks every distance is the true one."""
     folder = tiny("llama-gqa", tiny_folder)
     tokens = random_tokens(300)
     apart = _reference(folder, tokens, 0, True) - _reference(folder, tokens, 0, False)

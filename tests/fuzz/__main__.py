@@ -1,4 +1,4 @@
-"""``make fuzz``: a real server beside one without the plugin, fuzzed; fails if it is hurt.
+"""``make fuzz``: a real server, fuzzed, beside one without the plugin; fails on any fault.
 
 python -m tests.fuzz --minutes 30 --json build/fuzz.json
 """
@@ -66,7 +66,7 @@ def fuzz(folder: Path, logs: Path, seconds: float, clients: int, seed: int, stoc
 
 
 def judge(report: Report) -> list[str]:
-    """What went wrong, in words."""
+    """What went wrong, as text."""
     wrong = [
         f"{f['route']}: {f['status']} {f['told'][:200]} {f['body'][:300]}" for f in report.faults
     ]

@@ -1,4 +1,4 @@
-"""Who must not notice: a stream that rolls beside the fuzzer, and a probe of ``/health``."""
+"""What must not notice the fuzzer: a stream that rolls beside it, and a probe of ``/health``."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Bystander(threading.Thread):
         self.wrong: list[str] = []
 
     def listen_alone(self) -> None:
-        """The answer while nobody else asks."""
+        """The answer without other requests."""
         self.alone = self._answer()
         assert len(self.alone) == self._body["max_tokens"], len(self.alone)
 
@@ -79,13 +79,13 @@ class Bystander(threading.Thread):
         return said
 
     def stop(self) -> None:
-        """Say no more; what was said until now has been compared."""
+        """Stop; all output so far has been compared."""
         self._over.set()
         self.join(60)
 
 
 class Probe(threading.Thread):
-    """Asks ``/health`` twice a second."""
+    """Requests ``/health`` twice per second."""
 
     def __init__(self, url: str) -> None:
         super().__init__(daemon=True)

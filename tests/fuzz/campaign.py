@@ -1,7 +1,7 @@
-"""A campaign: cases from all sources, some at a time, against a server and those beside it.
+"""A campaign: cases from all sources, some at a time, against a server with bystanders.
 
-An answer of 5xx is asked of a server without the plugin as well: what vLLM itself answers so is
-listed, what it does not is a fault.
+A request that gets a 5xx is repeated on a server without the plugin: if vLLM itself answers 5xx it
+is listed, otherwise it is a fault.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tqdm import tqdm
 from tests.fuzz.bystander import Bystander, Probe
 from tests.fuzz.cases import Case, edges, from_schema, mixtures
 
-#: Seconds after which a client leaves: some answers are endless, and meant.
+#: Seconds after which a client disconnects: some answers are endless by request.
 PATIENCE = 4.0
 
 
@@ -35,9 +35,9 @@ class Report:
     sources: Counter[str] = field(default_factory=Counter)
     routes: dict[str, Counter[str]] = field(default_factory=dict)
     fields: set[str] = field(default_factory=set)
-    #: Answers of 5xx that vLLM without the plugin gives as well, by route and message.
+    #: 5xx answers that vLLM without the plugin gives as well, by route and message.
     vllms_own: Counter[str] = field(default_factory=Counter)
-    #: Those that it does not give, and connections that broke.
+    #: Other 5xx answers, and broken connections.
     faults: list[dict[str, Any]] = field(default_factory=list)
     bystander_answers: int = 0
     bystander_tokens: int = 0
@@ -83,7 +83,7 @@ class Campaign:
         self.report = Report()
 
     def _next(self) -> Case:
-        """From each source in turn by chance; the first one ends, the others do not."""
+        """From the sources in random order; the first one ends, the others do not."""
         with self._lock:
             while True:
                 source = self._rng.choice(self._sources)
@@ -92,7 +92,7 @@ class Campaign:
                 self._sources.remove(source)
 
     def run(self, seconds: float, clients: int, bystander: Bystander) -> Report:
-        """Fuzz for so long."""
+        """Fuzz until the time is up."""
         probe = Probe(self.url)
         probe.start()
         bystander.start()
@@ -140,7 +140,7 @@ class Campaign:
             self.report.fields.update(f"{case.path} {name}" for name in case.fields)
 
     def _judge(self, client: httpx.Client, case: Case, status: str, told: str) -> None:
-        """Whether vLLM itself answers so."""
+        """Whether vLLM itself gives this answer."""
         if self.stock is not None and status != "broken":
             theirs, _ = send(client, self.stock, case)
             if theirs.startswith("5"):
@@ -155,7 +155,7 @@ class Campaign:
 
 
 def send(client: httpx.Client, url: str, case: Case) -> tuple[str, str]:
-    """The status of an answer and its beginning; ``left`` where the client's patience ended."""
+    """The status of an answer and its beginning; ``left`` if the client gave up."""
     end = time.monotonic() + PATIENCE
     headers = {"content-type": "application/json", **case.headers}
     content = None if case.body is None else _text(case).encode()

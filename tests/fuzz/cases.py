@@ -1,4 +1,4 @@
-"""What is sent: schemathesis' cases of the server's schema, and edges put into good requests."""
+"""What is sent: schemathesis' cases of the server's schema, and edge values in good requests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from schemathesis.generation import GenerationMode
 #: Where vLLM or torch counts in fewer bits than JSON.
 INTEGERS = (-(1 << 63), -(1 << 31) - 1, -1, 0, 1, (1 << 31) - 1, 1 << 31, 1 << 53, (1 << 63) - 1)
 FLOATS = (float("nan"), float("inf"), float("-inf"), -0.0, 1e-308, 1e308)
-#: Every type of JSON, and strings that readers stumble over.
+#: Every type of JSON, and strings that parsers stumble over.
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, -1, 1 << 64, 1 << 70, 1.5, "", "x", "system", "\ud800", "\x00",
     "a" * 5000, [], [1], [None], ["a", 1], {}, {"a": 1}, [[]], [{}],
@@ -31,7 +31,7 @@ NAMES = (
     "window_tokens", "other", "",
 )  # fmt: skip
 
-#: Fields that bound an answer; most requests name one, so that the fuzzer is not kept waiting.
+#: Fields that bound an answer; most requests set one, so that the fuzzer does not wait.
 BOUNDS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 
 
@@ -43,8 +43,8 @@ class Case:
         path: the route as the schema has it.
         url: the same with its parameters filled in.
         body: JSON, or None for none.
-        fields: names of the fields that are about something unusual.
-        source: who made it up.
+        fields: names of the fields with unusual values.
+        source: what generated it.
     """
 
     path: str
@@ -56,7 +56,7 @@ class Case:
 
 
 def good_requests(model: str, vocabulary: int) -> dict[str, dict[str, Any]]:
-    """A request that each generating route answers."""
+    """A good request for each generating route."""
     tokens = [7 + i % (vocabulary - 10) for i in range(40)]
     chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
     return {
@@ -126,7 +126,7 @@ def _changed(
 def mixtures(
     schema: dict[str, Any], model: str, vocabulary: int, rng: random.Random
 ) -> Iterator[Case]:
-    """Without end: two to four fields of a good request at edges, or as small numbers."""
+    """Endlessly: two to four fields of a good request at edges, or as small numbers."""
     goods = {p: b for p, b in good_requests(model, vocabulary).items() if p in schema["paths"]}
     while True:
         path = rng.choice(list(goods))
@@ -154,7 +154,7 @@ def _value(rng: random.Random) -> Any:
 
 
 def from_schema(schema: dict[str, Any], seed: int) -> Iterator[Case]:
-    """schemathesis' cases, valid and not, of every POST route in turn; without end."""
+    """schemathesis' cases, valid and not, of every POST route in turn, endlessly."""
     loaded = schemathesis.openapi.from_dict(schema)
     operations = [o.ok() for o in loaded.get_all_operations()]
     posts = [o for o in operations if o.method.lower() == "post"]
@@ -169,7 +169,7 @@ def from_schema(schema: dict[str, Any], seed: int) -> Iterator[Case]:
 
 
 def _drawn(operation: Any, mode: GenerationMode, seed: int, rng: random.Random) -> list[Case]:
-    """Some cases of one operation; none where no input can be made of its schema."""
+    """Some cases of one operation; none if its schema allows no input."""
     found: list[Case] = []
 
     @hypothesis.seed(seed)
@@ -194,7 +194,7 @@ def _drawn(operation: Any, mode: GenerationMode, seed: int, rng: random.Random) 
         try:
             draw()
         except (hypothesis.errors.HypothesisException, schemathesis.errors.SchemathesisError):
-            return found  # unsatisfiable, say: a route without a body has no wrong one
+            return found  # for example unsatisfiable: a route without a body has no invalid one
     return found
 
 

@@ -111,7 +111,7 @@ def test_half_precision(attention: str, dtype: str, tiny_folder: Path) -> None:
         )
         (again,) = llm.generate(prompt(prompts[3]), greedy(30, sinks[3]), use_tqdm=False)
     assert again.num_cached_tokens
-    # The model's own rounding, its weights' too, is most of this; it grows with the logits.
+    # Mostly the rounding of the model and its weights; it grows with the logits.
     largest, mean = {"bfloat16": (0.3, 0.04), "float16": (0.05, 0.005)}[dtype]
     for s, output in zip(sinks, outputs, strict=True):
         every = [*output.prompt_token_ids, *output.outputs[0].token_ids]
@@ -135,7 +135,7 @@ def test_large_pinned_spans(tiny_folder: Path) -> None:
 
 
 def compiled() -> dict[str, int]:
-    """What has been compiled and captured in this process so far."""
+    """What this process has compiled and captured so far."""
     from vllm.compilation.counter import compilation_counter
 
     from vllm_sink.attention.kernels.compact_tables import compact_tables

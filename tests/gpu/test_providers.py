@@ -112,7 +112,7 @@ def test_random_batches(provider: str, seed: int, monkeypatch: pytest.MonkeyPatc
         rows.append(Row(sinks, length, count, base, window))
     if draw.random() < 0.4:
         rows = [replace(row, count=1) for row in rows]
-    # A rolled stream is past its window, and its sinks lie before it.
+    # A rolled stream is past its window, and its sinks are before it.
     rows = [
         replace(row, base=0) if row.length < row.sinks + shape.window + row.count else row
         for row in rows

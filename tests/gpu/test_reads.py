@@ -1,4 +1,4 @@
-"""What this package asks of vLLM's V2 runner is listed in ``hooks``, and what it wraps there."""
+"""What this package reads and wraps of vLLM's V2 runner is listed in ``hooks``."""
 
 from __future__ import annotations
 
@@ -21,6 +21,6 @@ def test_whatever_is_read_is_listed_and_whatever_is_listed_is_installed(tiny_fol
     listed = {hook.target for hook in hooks.WRAPS}
     assert set(found["wrapped"]) - listed == set()
     assert {target for target in listed if target.startswith(V2)} <= set(found["wrapped"])
-    # Streams here meet each hook into the V2 runner: one that nothing reads can go.
+    # Streams here use each hook into the V2 runner: one that nothing reads can go.
     reads = {hook.target for hook in hooks.READS if hook.target.startswith(V2)}
     assert reads - set(found["read"]) == set()

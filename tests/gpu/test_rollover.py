@@ -79,7 +79,7 @@ def test_prompts_longer_than_a_segment(chunk: int, tiny_folder: Path) -> None:
 
 
 def test_penalties_count_a_prompt_that_is_fed(tiny_folder: Path) -> None:
-    """A repetition penalty is for the whole prompt, whatever of it has been fed when."""
+    """A repetition penalty covers the whole prompt, however it was fed."""
     folder = tiny("llama-gqa", tiny_folder)
     tokens, answers = random_tokens(700), []
     for segment in (WHOLE, SEGMENT):
@@ -90,7 +90,7 @@ def test_penalties_count_a_prompt_that_is_fed(tiny_folder: Path) -> None:
 
 
 def test_aborts_at_any_moment(tiny_folder: Path) -> None:
-    """No block leaks (``rolling`` looks), with a step in flight as well."""
+    """No block leaks (``rolling`` checks), with a step in flight as well."""
     rng, folder = Random(0), tiny("llama-gqa", tiny_folder)
     with rolling(folder, **SETTINGS) as llm:
         core, names = llm.llm_engine, []

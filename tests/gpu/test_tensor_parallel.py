@@ -1,4 +1,4 @@
-"""Two GPUs say what one says."""
+"""Two GPUs give the output of one."""
 
 from __future__ import annotations
 

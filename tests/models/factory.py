@@ -17,7 +17,7 @@ from tests.models.recipes import ARCHITECTURES, VOCAB, Recipe
 from tests.models.tokenizer import BOS_ID, EOS_ID, PAD_ID, build_tokenizer
 
 _MARKER = "tiny.json"
-_REVISION = 5  # raise it when the weights or the tokenizer would come out different
+_REVISION = 5  # raise it when the weights or the tokenizer change
 
 _FINAL_NORMS = ("model.norm.weight", "ln_f.weight", "norm_f.weight")
 _TABLES = ("embed", "wte", "lm_head")
@@ -26,8 +26,8 @@ _TABLES = ("embed", "wte", "lm_head")
 def make_tiny(arch: str, folder: Path, seed: int = 0, **overrides: Any) -> Path:
     """Write the tiny model `arch` to `folder` and return the folder.
 
-    A folder that already holds just this model is left alone; one that holds another tiny model is
-    replaced. The folder appears at once and complete, so processes may race for it.
+    A folder that already holds exactly this model is left unchanged; one that holds another tiny
+    model is replaced. The folder is renamed into place complete, so processes may race for it.
 
     seed: of the weights. overrides: config fields that differ from the recipe's.
     """
@@ -59,7 +59,7 @@ def _put_in_place(built: Path, folder: Path, marker: str) -> None:
     try:
         os.rename(built, folder)
     except OSError:
-        # Somebody else's rename came first; the loss is ours only if they wrote something else.
+        # Another process's rename came first; an error only if it wrote something else.
         if not _holds(folder, marker):
             raise
 
@@ -84,7 +84,7 @@ def _model(recipe: Recipe, seed: int, overrides: dict[str, Any]) -> PreTrainedMo
             parameter.copy_(mean + std * noise)
             if name.endswith(_FINAL_NORMS) and config.tie_word_embeddings:
                 # With a tied head a token's own embedding scores highest, and greedy decoding would
-                # repeat one token for ever. Random signs here undo that.
+                # repeat one token forever. Random signs here undo that.
                 shift = 1.0 if recipe.zero_centred_norms else 0.0
                 signs = torch.randint(2, parameter.shape, generator=generator) * 2 - 1
                 parameter.copy_((parameter + shift) * signs - shift)

@@ -61,7 +61,7 @@ def _llama_like(**config: Any) -> dict[str, Any]:
 
 
 def _gemma(**config: Any) -> dict[str, Any]:
-    # vLLM's Gemma 2 knows no head but the embedding; its BLOOM cannot load any other.
+    # vLLM's Gemma 2 has only the embedding as its head; its BLOOM can load no other.
     return _llama_like(tie_word_embeddings=True, **config)
 
 

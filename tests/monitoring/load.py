@@ -1,4 +1,4 @@
-"""Streams that go on until they are told to stop, and short requests beside them."""
+"""Streams that run until stopped, and short requests beside them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def short(url: str, tenant: str, body: dict[str, Any]) -> None:
 
 
 def status(url: str, tenant: str, body: dict[str, Any]) -> int:
-    """What a request is answered with, unread."""
+    """The response to a request, unread."""
     try:
         with urllib.request.urlopen(_request(url, tenant, body), timeout=60) as answer:
             return int(answer.status)
@@ -39,7 +39,7 @@ def streams(url: str, wanted: list[tuple[str, dict[str, Any]]]) -> Iterator[list
     """Streams of (tenant, body), from here to the end of the block.
 
     Yields:
-        Events that each has sent so far.
+        Events received so far by each.
     """
     stop = threading.Event()
     events = [0] * len(wanted)

@@ -1,4 +1,4 @@
-"""A real server under load, scraped by a real Prometheus: every query is asked.
+"""A real server under load, scraped by a real Prometheus: every query is run.
 
 SmolLM2 on the CPU, a pool for about four streams. Set ``DASHBOARD_PICTURE`` to a file to keep the
 panels as drawn at the end (``make dashboard-picture`` writes docs/dashboard.png).
@@ -39,7 +39,7 @@ FLAGS = (
     "--enforce-eager --max-num-seqs 16 --max-num-batched-tokens 512 --num-gpu-blocks-override 64 "
     "--sink-tenant-label header:X-Tenant --sink-max-tenants 3 --sink-tenant-names plain"
 )
-#: Seconds of load; a rate over a minute wants most of one.
+#: Seconds of load; a rate over a minute needs most of one.
 LOAD = float(os.environ.get("MONITORING_SECONDS", "75"))
 
 
@@ -97,7 +97,7 @@ def test_every_rule_is_evaluated_and_has_data(observed: Prometheus) -> None:
 
 
 def test_what_it_says_is_true(observed: Prometheus) -> None:
-    """What is known of the load, asked of Prometheus."""
+    """What is known about the load, queried from Prometheus."""
 
     def most(expr: str) -> float:
         return max(observed.finite(expr, LOAD))
@@ -106,7 +106,7 @@ def test_what_it_says_is_true(observed: Prometheus) -> None:
     assert 3 <= most("vllm_sink_streams") <= 6
     assert set(observed.finite("sum(vllm_sink_blocks)", LOAD)) <= {63.0}
     assert most("vllm_sink_preemptions_total") == 0
-    # The first stream alone evicted its prompt but for sinks and window.
+    # The first stream alone evicted its prompt except sinks and window.
     assert most("vllm_sink_tokens_evicted_total") > NATIVE + 100 - SINKS - WINDOW
     assert most('vllm_sink_tenant_streams{tenant="press"}') == 1
     tenants = observed.get("label/tenant/values")
@@ -114,7 +114,7 @@ def test_what_it_says_is_true(observed: Prometheus) -> None:
 
 
 def test_an_alert_fires(observed: Prometheus) -> None:
-    """Streams were refused: that is what happened, and none was preempted."""
+    """The alert for refused streams fires; no stream was preempted."""
     firing = {a["labels"]["alertname"] for a in observed.get("alerts")["alerts"]}
     assert "VllmSinkStreamsRefused" in firing
     assert "VllmSinkStreamsPreempted" not in firing

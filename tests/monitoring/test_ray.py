@@ -1,7 +1,7 @@
 """The same through Ray: an engine in a Ray actor, a real Prometheus that scrapes Ray's own port.
 
-vLLM's ``RayPrometheusStatLogger`` is asked for, as Ray Serve does; ours follows. Skipped where Ray
-is not installed (the extra ``ray``).
+It uses vLLM's ``RayPrometheusStatLogger``, as Ray Serve does; ours follows. Skipped if Ray is not
+installed (the extra ``ray``).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Replica:
         self.llm = AsyncLLM.from_engine_args(args, stat_loggers=[RayPrometheusStatLogger])
 
     async def stream(self, tokens: list[int], output: int) -> int:
-        """How many tokens a stream said."""
+        """How many tokens a stream generated."""
         from vllm import SamplingParams
 
         params = SamplingParams(

@@ -1,14 +1,14 @@
 """vLLM's real KV cache manager under random streams, with a shadow of what each block contains.
 
 The driver does what vLLM's scheduler does with the manager (``v1/core/sched/scheduler.py`` and
-``async_scheduler.py``: the running first, then the waiting, preempting the last when a running
-request gets no block) and what a worker does with the blocks: a step writes the keys of the tokens
-it computes, then every one of these tokens reads the keys of all that it can see.
+``async_scheduler.py``: running requests first, then waiting ones, preempting the last when a
+running request gets no block) and what a worker does with the blocks: a step writes the keys of the
+tokens it computes, then each of these tokens reads the keys of all that it can see.
 
 The shadow holds, for each slot of each block, the *identity* of the key in it. A key is a function
 of what its token could see, directly or through others: of its whole prefix, and of ``S`` as soon
-as the token no longer sees everything. What a token can see is written out here once more, on
-purpose: nothing of ``vllm_sink.policy`` but the bound under test is imported.
+as the token no longer sees everything. What a token can see is defined again here on purpose: of
+``vllm_sink.policy`` only the bound under test is imported.
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ class Setup:
 
     Attributes:
         block_size: tokens in a block.
-        kept: what requests ask for; the first is the engine's own, and no window is larger.
+        kept: what requests keep; the first is the engine's own, and no window is larger.
         depth: steps that may be scheduled and not settled; 2 is asynchronous scheduling.
-        budget: most tokens of one step.
-        max_model_len: most tokens of one stream.
+        budget: maximum number of tokens of one step.
+        max_model_len: maximum number of tokens of one stream.
         num_blocks: blocks in the pool, the null block among them.
     """
 
@@ -99,7 +99,7 @@ class Setup:
 
     @classmethod
     def draw(cls, rng: Random) -> Setup:
-        """A random engine whose pool is small, but holds any one stream."""
+        """A random engine with a small pool that holds any single stream."""
         size = rng.choice([4, 16])
         window = rng.choice([1, 2, size - 1, size, size + 1, 2 * size + 3])
         sinks = rng.sample([0, 1, size // 2 + 1, size, size + 3, 2 * size + 1], 3)
@@ -123,7 +123,7 @@ class Stream:
     Attributes:
         request: vLLM's.
         kept: ``S`` and ``W``.
-        total_tokens: the most tokens that it can have.
+        total_tokens: the maximum number of tokens that it can have.
         identities: the key of each of its tokens.
         gone: tokens that rolled out, and from which index.
     """
@@ -137,14 +137,14 @@ class Stream:
 
     @property
     def text(self) -> list[int]:
-        """All its tokens, those that rolled out among them."""
+        """All its tokens, including those that rolled out."""
         known = list(self.request.all_token_ids)
         return known[: self.gone_from] + self.gone + known[self.gone_from :]
 
 
 @dataclass
 class Part:
-    """What a step computes of one stream: tokens ``[start, end)``, with its table of then."""
+    """What a step computes of one stream: tokens ``[start, end)``, with its table at that time."""
 
     stream: Stream
     start: int
@@ -161,7 +161,7 @@ class Engine:
     Args:
         setup: sizes.
         rng: source of every choice.
-        manager_class: the manager under test, or one that is wrong on purpose.
+        manager_class: the manager under test, or one broken on purpose.
         name_kept: hash blocks under the request's ``S`` and ``W``, as ``StreamScheduling._open``
             does.
     """
@@ -281,7 +281,7 @@ class Engine:
         self._did("settle")
 
     def preempt(self, stream: Stream) -> None:
-        """Everything of a running request goes; it starts again (``_preempt_request``)."""
+        """A running request loses everything and starts again (``_preempt_request``)."""
         request = stream.request
         self.running.remove(stream)
         self.kv.free(request)
@@ -433,14 +433,14 @@ class Engine:
         size = self.setup.block_size
         known = part.identities
         for t in range(part.start, part.end):
-            # A token that an aborted request sampled stays on the worker: nobody may read its key.
+            # A token that an aborted request sampled stays on the worker: its key may not be read.
             key = known[t] if t < len(known) else None
             self.contents[part.table[t // size]][t % size] = key
 
     def _read(self, part: Part) -> None:
         stream, size = part.stream, self.setup.block_size
         name = stream.request.request_id
-        # The blocks of a request that went meanwhile may be free by now, yet nobody wrote to them.
+        # The blocks of a request that ended meanwhile may be free, but are not yet overwritten.
         went = name not in self.live or part.preemptions != stream.request.num_preemptions
         held = {b.block_id for b in self.manager.req_to_blocks.get(name, ()) if not b.is_null}
         for j in sorted(self._reads(part)):
@@ -478,7 +478,7 @@ class Engine:
             self._fail("bound", f"{request.request_id} holds {len(held)} blocks, more than {most}")
 
     def check_integrity(self) -> None:
-        """free + held == total; every reference has its holder; nobody holds who should not."""
+        """free + held == total; every reference has its holder; no other request holds blocks."""
         holders: Counter[int] = Counter()
         for name, blocks in self.manager.req_to_blocks.items():
             ids = [b.block_id for b in blocks if not b.is_null]
@@ -540,7 +540,7 @@ class Run:
         self.threshold = self.rng.choice([1 << 30, self.rng.randint(1, self.setup.budget)])
 
     def __call__(self, ticks: int = 40) -> Counter[str]:
-        """Run it; what happened how often.
+        """Run it; how often each event happened.
 
         Raises:
             Violation: a rule was broken.
@@ -593,7 +593,7 @@ class Run:
         engine._fail("progress", "the engine does not come to rest")
 
     def _prompt(self) -> list[int]:
-        """New tokens, or an earlier stream's up to some point and new ones behind."""
+        """New tokens, or a prefix of an earlier stream's followed by new ones."""
         rng, engine = self.rng, self.engine
         most = self.setup.max_model_len - 1
         live = [s.text for s in engine.live.values()]

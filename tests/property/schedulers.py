@@ -1,8 +1,8 @@
-"""vLLM's real schedulers with streams, and a shadow of the runner that executes what they say.
+"""vLLM's real schedulers with streams, and a shadow of the runner that executes their output.
 
 The shadow keeps what the V2 runner keeps (tokens, blocks, base of each row), changes it as the
-messages say, and holds it against the scheduler's; it writes the identity of each key into its slot
-and looks whether every token finds all that it may see there, and nothing else.
+messages say, and compares it with the scheduler's; it writes the identity of each key into its slot
+and checks that every token finds all that it may see there, and nothing else.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Row:
 
 
 class ShadowRunner:
-    """Executes what the scheduler says, and sees whether it can."""
+    """Executes the scheduler's output, and checks that it can."""
 
     def __init__(self, rng: Random) -> None:
         self.rng = rng
@@ -145,7 +145,7 @@ def make_scheduler(
 def make_request(
     name: str, prompt: list[int], count: int, arrival: float = 0.0, **told: Any
 ) -> Request:
-    """A request as the engine core has it: a stream, where it can outgrow its segment."""
+    """A request as the engine core has it: a stream, if it can outgrow its segment."""
     request = Request(
         name,
         prompt,

@@ -1,7 +1,7 @@
-"""Streams and other requests in one engine: everyone ends or is told, and nobody loses by others.
+"""Streams and other requests in one engine: each ends or is refused, and none harms another.
 
-vLLM's real schedulers with a shadow of the runner, which sees whether each token finds the keys of
-all that it may see, also after a preemption (``schedulers.py``). Time is the test's own.
+vLLM's real schedulers with a shadow of the runner, which checks that each token finds the keys of
+all that it may see, also after a preemption (``schedulers.py``). Time is simulated.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TIMEOUT = 40.0
 
 
 class Clock:
-    """A second for each step, or what a test says."""
+    """A second for each step, or what a test sets."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -43,7 +43,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 class Service:
-    """An engine's scheduler, its runner, and what its clients are told."""
+    """An engine's scheduler, its runner, and what its clients receive."""
 
     def __init__(self, folder: Path, ahead: bool, rng: Random, **settings: Any) -> None:
         self.scheduler = make_scheduler(folder, ahead, **settings)
@@ -89,7 +89,7 @@ class Service:
         self.counts["aborted"] += 1
 
     def step(self) -> list[str]:
-        """Schedule, run, and hand out; who was scheduled."""
+        """Schedule, run, and deliver; the requests that were scheduled."""
         scheduled: list[str] = []
         if self.scheduler.has_requests():
             output = self.scheduler.schedule()
@@ -115,7 +115,7 @@ class Service:
         return not self.scheduler.has_unfinished_requests() and not self.queue
 
     def check(self) -> None:
-        """The sums that are kept are those that there are."""
+        """The maintained sums equal the recomputed ones."""
         reservations, requests = self.scheduler.reservations, self.scheduler.requests
         assert (reservations.blocks, reservations.prompt_excess) == reservations.summed()
         assert reservations.held.keys() <= requests.keys()
@@ -128,7 +128,7 @@ class Service:
         assert requests.keys() == waits | {r.request_id for r in self.scheduler.running}
 
     def check_empty(self) -> None:
-        """Nothing is left of anybody."""
+        """Nothing is left of any request."""
         scheduler = self.scheduler
         assert self.free == self.total
         assert not scheduler.reservations.held
@@ -219,7 +219,7 @@ def _service(folder: Path, **settings: Any) -> Service:
 
 
 def test_what_fits_passes_what_does_not(tiny_folder: Path, clock: Clock) -> None:
-    """A request at the queue's head that waits for a stream's blocks holds up nobody."""
+    """A request at the queue's head that waits for a stream's blocks delays no other."""
     service = _service(tiny("llama-gqa", tiny_folder), pool=12, admission={"stream_share": 1.0})
     service.add("endless", 30, 5000, 0.0)
     for _ in range(20):
@@ -263,7 +263,7 @@ def test_who_is_passed_for_long_preempts_the_younger(tiny_folder: Path, clock: C
 
 
 def test_a_stream_takes_back_what_was_promised(tiny_folder: Path, clock: Clock) -> None:
-    """Others may use it until then; they are computed again, and lose nothing."""
+    """Others may use reserved blocks until then; they are recomputed, and lose nothing."""
     service = _service(tiny("llama-gqa", tiny_folder), pool=20, max_num_seqs=16)
     for i in range(8):
         service.add(f"r{i}", 12, 40, 0.0)
@@ -280,7 +280,7 @@ def test_a_stream_takes_back_what_was_promised(tiny_folder: Path, clock: Clock) 
 
 
 def test_a_stream_that_waits_for_another_holds_up_nobody(tiny_folder: Path, clock: Clock) -> None:
-    """Its room is what another stream's prompt takes for some steps; small requests go on."""
+    """Another stream's prompt takes its room for some steps; small requests continue."""
     service = _service(
         tiny("llama-gqa", tiny_folder), pool=17, max_num_seqs=8, admission={"stream_share": 1.0}
     )
@@ -323,7 +323,7 @@ def test_one_stream_too_many_is_told_what_is_free(tiny_folder: Path, clock: Cloc
 
 
 def test_tenants_take_turns(tiny_folder: Path, clock: Clock) -> None:
-    """One's thousand requests do not stand before another's one."""
+    """One tenant's thousand requests do not delay another's single one."""
     service = _service(tiny("llama-gqa", tiny_folder), max_num_seqs=2)
     for i in range(1000):
         service.add(f"flood{i}", 8, 2, 0.0, tenant="flood")
@@ -337,7 +337,7 @@ def test_tenants_take_turns(tiny_folder: Path, clock: Clock) -> None:
 
 
 def test_many_who_wait_are_not_looked_at(tiny_folder: Path, clock: Clock) -> None:
-    """A step asks for the cached blocks of no request that does not fit, but now and then."""
+    """A step rarely looks up cached blocks of requests that do not fit."""
     service = _service(tiny("llama-gqa", tiny_folder), pool=12, admission={"stream_share": 1.0})
     service.add("endless", 30, 5000, 0.0)
     for _ in range(40):

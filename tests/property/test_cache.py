@@ -1,4 +1,4 @@
-"""Random streams through vLLM's real KV cache manager, and the proof that the rules can fail.
+"""Random streams through vLLM's real KV cache manager, and proof that the rules can fail.
 
 ``driver.py`` says what is checked, and after which step. A failure names its seed: ``Run(seed)()``
 repeats it.
@@ -53,9 +53,9 @@ def shard_counts(shard: int) -> dict[int, Counter[str]]:
 
 @pytest.mark.parametrize("shard", range(SHARDS))
 def test_rules_hold(shard: int) -> None:
-    """Blocks are counted, seen by their streams alone, bounded, and all back at the end."""
+    """Blocks are counted, seen only by their streams, bounded, and all free at the end."""
     counts = sum(shard_counts(shard).values(), Counter[str]())
-    # The runs met what they are for.
+    # The runs covered what they are for.
     for event in EVENTS:
         assert counts[event] >= RUNS // SHARDS // 4, event
     assert counts["restarted"] >= RUNS // SHARDS // 20
@@ -73,11 +73,11 @@ def test_two_keys_are_the_same_below_the_smaller_sum_of_sinks_and_window() -> No
                 assert visible(both, *one) != visible(both, *other)
 
 
-# -- managers that are wrong on purpose -----------------------------------------------------------
+# -- managers broken on purpose --------------------------------------------------------------------
 
 
 class FreesOneBlockEarly(SinkWindowManager):
-    """The first block of the window goes too."""
+    """The first block of the window is freed too."""
 
     def remove_skipped_blocks(
         self, request_id: str, processed_computed_tokens: int, num_prompt_tokens: int | None = None
@@ -120,7 +120,7 @@ class KeepsOneBlock(SinkWindowManager):
 
 
 class TakesHitsUntouched(SinkWindowManager):
-    """A hit's blocks are used, not held: the pool may give them away."""
+    """A hit's blocks are used without a reference: the pool may reallocate them."""
 
     def add_local_computed_blocks(
         self,
@@ -166,7 +166,7 @@ class RollsAWindowBlockOut(SinkWindowManager):
 
 
 class LooksUpTooLittle(SinkWindowManager):
-    """A hit of which the window's first block is never looked at."""
+    """A hit whose first window block is never checked."""
 
     @classmethod
     def find_longest_cache_hit(cls, *args: Any, **kwargs: Any) -> Any:
@@ -200,7 +200,7 @@ WRONG: dict[type[SinkWindowManager], str] = {
 
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong.__name__)
 def test_a_wrong_manager_is_seen(wrong: type[SinkWindowManager]) -> None:
-    """Few runs are enough to see each of these, and by the rule that it breaks."""
+    """Few runs are enough to detect each of these, by the rule that it breaks."""
     with pytest.raises(Violation) as seen:
         sweep(range(60), manager_class=wrong)
     assert seen.value.rule == WRONG[wrong]

@@ -1,4 +1,4 @@
-"""A Ray cluster of this machine's, with the application in it, and what its metrics say."""
+"""A local Ray cluster with the application in it, and its metrics."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Cluster:
         return [p for p in mine if "ServeReplica:default:StreamServer" in " ".join(_line(p))]
 
     def wait_for_replicas(self, count: int, seconds: float = 300) -> None:
-        """Until so many replicas run, and no other."""
+        """Wait until exactly this many replicas run."""
         from ray import serve
 
         end = time.monotonic() + seconds

@@ -18,7 +18,7 @@ def name_the_device() -> None:
 
 
 def ray_with_devices(count: int) -> Any:
-    """A Ray of so many "devices"; its worker processes know what they are called."""
+    """A Ray with this many "devices", whose worker processes know the resource's name."""
     import ray
 
     name_the_device()

@@ -1,4 +1,4 @@
-"""Sessions of several turns, as clients hold them: by a history of tokens."""
+"""Sessions of several turns, as clients keep them: as a history of tokens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 from tests.e2e.engines import random_tokens
 from tests.ray.cluster import KEY
 
-#: Tokens that a user adds in a turn, and that the model says.
+#: Tokens that a user adds in a turn, and that the model generates.
 SAID, ANSWERED = 70, 40
 
 ENDLESS = 10**6
@@ -30,7 +30,7 @@ class Session:
     Attributes:
         number: of the session; its tokens and its id come from it.
         history: all its tokens until now.
-        answers: what the model said, turn by turn.
+        answers: the model's output, turn by turn.
         gaps: seconds from the last token of a replica that was lost to the next one's first.
         reasons: what ended a stream before its time.
         keep: what is sent of a history after a loss; all of it by default.
@@ -54,7 +54,7 @@ class Session:
         return f"session-{self.number}"
 
     def turn(self, url: str, answered: int = ANSWERED) -> None:
-        """The user says something, the model answers, whatever happens to replicas."""
+        """The user adds tokens, the model answers, whatever happens to replicas."""
         seed = 1000 * self.number + len(self.answers)
         self.history += random_tokens(SAID, seed=seed)
         answer: list[int] = []
@@ -84,7 +84,7 @@ class Session:
 
 
 class Ended(Exception):
-    """A stream that ended before its time, with what was said of it."""
+    """A stream that was cut, with the reason given."""
 
 
 def _body(prompt: list[int], count: int) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def _tokens(url: str, body: dict[str, Any], session: str) -> Any:
 
 
 def hold(url: str, sessions: list[Session], turns: int, answered: int = ANSWERED) -> None:
-    """All sessions at once, in step: each says its turn, then the next turn begins."""
+    """All sessions concurrently, in step: each finishes its turn before the next begins."""
     barrier = threading.Barrier(len(sessions))
 
     def one(session: Session) -> None:
@@ -147,7 +147,7 @@ def hold(url: str, sessions: list[Session], turns: int, answered: int = ANSWERED
 
 @contextmanager
 def endless(url: str, numbers: range) -> Iterator[list[Session]]:
-    """Sessions that listen to one endless answer each; their clients leave when the block ends."""
+    """Sessions with one endless answer each; their clients disconnect when the block ends."""
     enough = threading.Event()
     sessions = [Session(i, enough=enough.is_set) for i in numbers]
     with ThreadPoolExecutor(1) as pool:

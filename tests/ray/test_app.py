@@ -1,4 +1,4 @@
-"""The application's arguments and flags, its scaling, and what is refused at once."""
+"""The application's arguments and flags, its scaling, and what is refused immediately."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_so_many_replicas_that_each_is_filled_to_the_target(
 
 @pytest.mark.parametrize("begun", [False, True])
 def test_an_answer_ends_with_its_client(begun: bool) -> None:
-    """Ray cancels the replica's task when a client leaves: then the engine's stream ends too."""
+    """Ray cancels the replica's task when a client disconnects; the engine's stream ends too."""
     from vllm_sink.serving.ray.replica import with_reasons
 
     ends: list[str] = []

@@ -1,4 +1,4 @@
-"""Replicas come and go with live streams, however few requests are made; none is cut unsaid."""
+"""Replicas follow live streams, however few requests are made; none is cut silently."""
 
 from __future__ import annotations
 

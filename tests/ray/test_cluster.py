@@ -1,4 +1,4 @@
-"""Two replicas in a real Ray cluster: sessions find their way home, and survive their replicas."""
+"""Two replicas in a real Ray cluster: sessions reach their replica, and survive its loss."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def bounded(tokens: list[int]) -> list[int]:
 
 @pytest.fixture(scope="module")
 def expected(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[list[list[int]]]:
-    """What the sessions hear from one plain server."""
+    """The sessions' answers from one plain server."""
     folder = tmp_path_factory.mktemp("plain")
     flags = [part for k, v in FLAGS.items() for part in (f"--{k}", v) if part != "true"]
     sessions = [Session(i) for i in range(SESSIONS)]
@@ -68,7 +68,7 @@ def test_sessions_stay_where_their_cache_is(
 
 
 def test_streams_end_with_their_clients(two: Cluster) -> None:
-    """Nobody hangs up in words: a connection is closed, and the stream's blocks are free."""
+    """A client closes its connection, and the stream's blocks are freed."""
 
     def live() -> float:
         return sum(two.by_replica("vllm_sink_streams").values())

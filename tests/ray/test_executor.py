@@ -17,7 +17,7 @@ LENGTHS = (40, 90, 7)
 
 
 def _greedy_tokens(folder: Path, **settings: object) -> tuple[str, list[list[int]]]:
-    """What the executor is called, and what it says to three prompts far past the context."""
+    """The executor's name, and its answers to three prompts far past the context."""
     prompts = [prompt(random_tokens(n, seed=n)) for n in LENGTHS]
     with engine(folder, 60, **settings) as llm:
         executor = llm.llm_engine.engine_core.engine_core.model_executor

@@ -12,7 +12,7 @@ from tests.reference.position import Positions
 
 @dataclass(frozen=True)
 class AttentionSpec:
-    """What a decoder says of one of its attention layers.
+    """A decoder's description of one of its attention layers.
 
     scale: on the query-key product. positions: RoPE or ALiBi.
     soft_cap: scores become cap · tanh(score / cap) (Gemma 2). None: they stay.

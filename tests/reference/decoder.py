@@ -1,4 +1,4 @@
-"""What every family's decoder has in common: its weights by name, and its shape as a function."""
+"""Shared by every family's decoder: its weights by name, and its shape as a function."""
 
 from __future__ import annotations
 

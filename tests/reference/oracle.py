@@ -18,7 +18,7 @@ class SinkReference:
     """The sink policy, slow and plain (StreamingLLM, arXiv 2309.17453, section 3.2).
 
     folder: a Hugging Face checkpoint (config.json, safetensors).
-    sink_tokens: S, the first tokens of the stream, kept for ever.
+    sink_tokens: S, the first tokens of the stream, never evicted.
     window_tokens: W, the last tokens, the newest among them. None: nothing is evicted; layers with
         a sliding window of the model's own then keep to that one.
     dtype: of weights and arithmetic. Angles are float64 either way.

@@ -93,7 +93,7 @@ class SlowTokenizer:
     """Python alone, as Kimi's: what vLLM's slow detokenizer asks of a tokenizer, and no more.
 
     Attributes:
-        widest: tokens that were decoded together, at most.
+        widest: maximum number of tokens decoded together.
     """
 
     is_fast = False
@@ -185,7 +185,7 @@ def text(tokenizer: Any, prompt: Sequence[int], answer: Sequence[int]) -> str:
 
 
 def common(a: str, b: str) -> str:
-    """What both begin with."""
+    """The common prefix."""
     length = 0
     while a[length : length + 1] == b[length : length + 1] != "":
         length += 1

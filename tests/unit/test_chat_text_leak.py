@@ -1,4 +1,4 @@
-"""vLLM's own generator of a streamed chat, fed by hand: it says everything and keeps nothing."""
+"""vLLM's own generator of a streamed chat, fed by hand: it sends everything and keeps nothing."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class _Chat(OpenAIServingChat):
 
 
 def _said(generator: Any, **settings: Any) -> tuple[str, list[str], Any]:
-    """What a client is told; what the generator keeps; the usage."""
+    """What a client receives; what the generator keeps; the usage."""
     request = ChatCompletionRequest(
         messages=[], model="m", stream=True, stream_options={"include_usage": True}
     )
@@ -79,7 +79,7 @@ def test_a_streamed_chat_is_told_and_not_kept() -> None:
 
 
 def test_vllm_keeps_it() -> None:
-    """When this fails, vLLM does without the copy, and this project can do without the hook."""
+    """When this fails, vLLM no longer keeps the copy, and the hook can be removed."""
     text, kept, _ = _said(PLAIN)
     assert kept == [text] == ["".join(PIECES)]
 

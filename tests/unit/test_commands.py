@@ -1,4 +1,4 @@
-"""What ``vllm-sink stream`` and ``top`` do before and beside a server."""
+"""What ``vllm-sink stream`` and ``top`` do without a server."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_the_status_line_follows_the_terminals_size() -> None:
         terminal.read_until("\x1b[7mthe status\x1b[0m", 10)
         terminal.press(b"\n")
         assert process.wait(60) == 0
-        # The cursor is seen again; the status goes and the text stays.
+        # The cursor is visible again; the status is removed and the text stays.
         after = terminal.read_until("\x1b[?25h", 10).rpartition("\x1b[?25h")[2]
         after += terminal.read_until("line", 10) if "line" not in after else ""
     assert "the status" not in after

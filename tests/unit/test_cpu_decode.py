@@ -1,4 +1,4 @@
-"""The CPU's decode kernel computes what plain tensors do, and can be done without."""
+"""The CPU's decode kernel computes what plain tensors do, and is optional."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _rotary(size: int, pairs: int, neox: bool) -> ExactRotary:
 
 
 def _tile(sinks: int | None) -> Tile:
-    """Streams from shorter than the window to far past it; tokens of others lie between them."""
+    """Streams from shorter than the window to far past it, with tokens of others between them."""
     last = torch.tensor([9, WINDOW - 1, WINDOW, WINDOW + 2, 5_000, 10**9])
     low = (last - (WINDOW - 1)).clamp(min=0)
     index = low[:, None] + torch.arange(WINDOW)
@@ -84,7 +84,7 @@ def _check(layer: LayerParams, tile: Tile, dtype: torch.dtype, bound: float) -> 
     query = query.view(12, layer.num_heads, layer.head_size)
     cache = torch.randn(SLOTS, layer.num_kv_heads, 2 * layer.head_size).to(dtype)
     output = torch.full((12, layer.num_heads, layer.head_size), 7.0, dtype=dtype)
-    for _ in range(2):  # the second time with what the first has worked out
+    for _ in range(2):  # the second time with what the first has computed
         assert cpu_decode.attend(layer, tile, query, cache, output)
     plain = torch_provider._attend(layer, tile, query[tile.queries].float(), cache.float())
     assert (output[tile.queries].float() - plain).abs().max() < bound
@@ -102,7 +102,7 @@ def test_other_types_are_left_to_torch() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_is_hidden_may_hold_anything(dtype: torch.dtype) -> None:
-    """A slot that nobody wrote to yet: its NaN is not weighted by zero, it is not read."""
+    """A slot that was never written: its NaN is not weighted by zero, it is not read."""
     if cpu_decode.kernel() is None:
         pytest.skip("this machine has no C++ compiler")
     layer = LayerParams(4, 2, 64, 0.125, WINDOW, False)

@@ -1,4 +1,4 @@
-"""An answer without an end: the text goes on, and nothing that is kept of it grows."""
+"""An endless answer: the text continues, and the kept state does not grow."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_few_tokens_are_decoded_together(tokens: list[int]) -> None:
 
 
 def test_a_decoder_that_fits_no_rule() -> None:
-    """What it keeps is bounded whatever a decoder writes, and what it gives out goes on."""
+    """Its state is bounded whatever a decoder writes, and its output continues."""
 
     def decode(pieces: list[int]) -> str:
         return "".join(map(str, range(len(pieces)))) + MARK
@@ -95,7 +95,7 @@ def test_a_decoder_that_fits_no_rule() -> None:
 
 
 def test_a_decoder_that_changes_its_text() -> None:
-    """What was held of text that a token takes back is given out before it."""
+    """Text held back that a token would retract is emitted before it."""
 
     def decode(pieces: list[str]) -> str:
         return "".join(pieces) if "z" not in pieces else "z" * len(pieces)
@@ -106,7 +106,7 @@ def test_a_decoder_that_changes_its_text() -> None:
 
 
 def test_bytes_without_text() -> None:
-    """ByT5 writes nothing for bytes that are no UTF-8, where others write a mark."""
+    """ByT5 writes nothing for invalid UTF-8, where others write a mark."""
     tokenizer = ByT5Tokenizer()
     c3, a9, h = 0xC3 + 3, 0xA9 + 3, ord("h") + 3
     assert text(tokenizer, [h, h, c3], [a9, h]) == "éh"

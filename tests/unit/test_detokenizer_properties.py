@@ -1,4 +1,4 @@
-"""The text of an answer is what it adds to its prompt, by any tokens: made up, and of a model."""
+"""The text of an answer is what it adds to its prompt, for any tokens: synthetic and a model's."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_an_answer_is_what_it_adds(tokenizer: Any, prompt: list[int], answer: li
     told = deltas(tokenizer, prompt, answer)
     assert "".join(told) == wanted
     assert whole(tokenizer, prompt, answer) == wanted
-    # What three more tokens leave as it is has been told by then.
+    # Text that three more tokens do not change has been delivered by then.
     seen = [t for t in answer if t not in (EOS, START)]
     told = deltas(tokenizer, prompt, seen)
     for step in range(3, len(seen)):
@@ -81,7 +81,7 @@ def test_anything_with_byte_fallback(prompt: list[int], answer: list[int]) -> No
     at = 0
     for word in words:
         at = text.index(f" {word}", at) + len(word) + 1
-    # A word is told within three tokens of its own.
+    # A word is delivered within three tokens.
     for step, token in enumerate(answer):
         if token in ANSWERS:
             assert f" {FALLBACK.decode([token])}" in told[step]

@@ -1,4 +1,4 @@
-"""What the door reads of a request, and what it refuses before the engine sees it."""
+"""What the request checks read, and what they refuse before the engine sees it."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_whose_a_request_is() -> None:
 
 
 def test_a_header_that_is_there_twice_is_nobodys() -> None:
-    """A gateway that appends its own to a client's would be overruled by either choice."""
+    """Either choice would overrule some gateway that appends its own to a client's."""
     caller = _caller({}, (b"x-tenant", b"forged"), (b"x-tenant", b"true"))
     with pytest.raises(PolicyError, match="2 headers"):
         caller.header("x-tenant")

@@ -1,4 +1,4 @@
-"""Draining: who is told what, and when; on a real event loop, without an engine."""
+"""Draining: which client gets what, and when; on a real event loop, without an engine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8")]
 
 
 class _Engine:
-    """What stands where vLLM's server has its engine; only its identity matters here."""
+    """In place of the server's engine; only its identity matters here."""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What ``benchmarks.endless`` tells of memory: a leak, but neither a sawtooth nor a start."""
+"""What ``benchmarks.endless`` reports of memory: leaks, but neither sawtooth nor start-up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of features: complete, current, and each refusal as it says."""
+"""The table of features: complete, current, and each refusal as stated."""
 
 from __future__ import annotations
 
@@ -269,7 +269,7 @@ def test_a_server_names_every_refused_argument(models: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("name", HAND_MADE)
 def test_refused_by_a_config_made_by_hand(name: str) -> None:
-    """As Python's engines have it; the same without the setting is not refused."""
+    """As in Python; without the setting it is not refused."""
     asked, (part, field, wanted, ordinary) = REFUSED[name].set_in, HAND_MADE[name]
     assert asked is not None
     for value in (wanted, ordinary):
@@ -285,7 +285,7 @@ def test_a_watermark_is_refused_by_a_config_made_by_hand() -> None:
 
 
 def test_a_plain_server_is_not_refused(models: dict[str, Path], tmp_path: Path) -> None:
-    """Doctor says what it said, flags of the front end or none; only loading would miss weights."""
+    """Doctor's verdict is the same with or without front-end flags; only loading needs weights."""
     folder = tmp_path / "model"
     shutil.copytree(models["llama-gqa"], folder)
     for flags in ("", "--port 8001 --enable-auto-tool-choice --tool-call-parser hermes"):

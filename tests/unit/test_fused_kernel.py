@@ -64,7 +64,7 @@ def test_equals_the_rules(name: str, batch_name: str) -> None:
 @interpreted
 @pytest.mark.parametrize(("name", "batch_name"), MERGED)
 def test_sinks_merge_into_a_window(name: str, batch_name: str) -> None:
-    """On top of attention over the window alone, by another road."""
+    """On top of attention over the window alone, computed another way."""
     from vllm_sink.attention.kernels.launch import FusedKernel
 
     batch = batch_of(SHAPES[name], BATCHES[batch_name])

@@ -1,4 +1,4 @@
-"""The model that deploy/local/make_gemma.py makes, where somebody has made it (its terms apply)."""
+"""The model that deploy/local/make_gemma.py makes, if it has been made (its terms apply)."""
 
 import math
 from pathlib import Path
@@ -34,7 +34,7 @@ def test_text_survives_a_round_trip(tokenizer, text: str) -> None:
         ("a 1234", ["a", "▁", "1", "2", "3", "4"]),  # digits stand alone
         ("a   b", ["a", "   ", "b"]),  # runs of spaces and of newlines are tokens of their own
         ("a\n\nb", ["a", "\n\n", "b"]),
-        ("\r", ["<0x0D>"]),  # what it does not know is bytes
+        ("\r", ["<0x0D>"]),  # unknown characters are bytes
     ],
 )
 def test_text_is_split_as_gemma_does(tokenizer, text: str, pieces: list[str]) -> None:

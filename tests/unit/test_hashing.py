@@ -1,4 +1,4 @@
-"""Prefix hits with a hole in them, and who may share what, on vLLM's real block pool."""
+"""Prefix hits with a hole, and which requests may share blocks, on vLLM's real block pool."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_a_window_of_one_reads_itself_alone() -> None:
 
 
 def test_the_last_token_is_never_hit() -> None:
-    """``max_length`` is one below the request's length: somebody must compute its logits."""
+    """``max_length`` is one below the request's length: its logits must be computed."""
     cache = Cache(make_request(TOKENS), sinks=5, window=9)
     assert len(cache.hit(make_request(TOKENS[:40]))) == 9
     assert len(cache.hit(make_request(TOKENS), max_length=3)) == 0
@@ -198,7 +198,7 @@ def test_another_prefix_shares_nothing_from_there_on(differs: int) -> None:
     assert len(cache.hit(make_request(other))) == differs // SIZE
 
 
-# -- requests that keep something else -------------------------------------------------------------
+# -- requests with another S or W ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("window", [1, 3, 4, 9, 14])

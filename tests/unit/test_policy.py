@@ -28,7 +28,7 @@ def caches(sinks: int, window: int, length: int = LENGTH) -> Iterator[list[int]]
 
 @pytest.mark.parametrize(("sinks", "window"), SHAPES)
 def test_position_is_the_place_in_the_cache(sinks: int, window: int) -> None:
-    """``p(t)`` is where token ``t`` stands in the cache, ``e(t)`` how many are gone before it."""
+    """``p(t)`` is token ``t``'s position in the cache, ``e(t)`` the number evicted before it."""
     for t, cache in enumerate(caches(sinks, window)):
         assert policy.cache_position(t, sinks, window) == cache.index(t)
         assert policy.evicted_tokens(t, sinks, window) == t + 1 - len(cache)
@@ -83,7 +83,7 @@ def test_max_blocks_is_never_exceeded(sinks: int, window: int, size: int) -> Non
         assert most <= (sinks + window + in_flight) // size + 4
 
 
-# -- what a server is started with ----------------------------------------------------------------
+# -- start-up settings -----------------------------------------------------------------------------
 
 
 def test_defaults() -> None:
@@ -105,12 +105,12 @@ def test_defaults() -> None:
     ],
 )
 def test_config_round_trip(chosen: KVPolicy) -> None:
-    """What reaches the workers is what the server was started with."""
+    """The workers get the policy that the server was started with."""
     assert KVPolicy.from_config(chosen.to_config()) == chosen
 
 
 def test_unresolved_policy_has_no_window() -> None:
-    """Nobody computes with a window that was never chosen."""
+    """No computation uses a window that was never chosen."""
     for field in ("window", "native"):
         with pytest.raises(PolicyError, match="not resolved"):
             getattr(KVPolicy("sink"), field)

@@ -1,4 +1,4 @@
-"""A stream goes on elsewhere from its sinks and its reach, exactly, however long it was."""
+"""A stream continues elsewhere from its sinks and its reach, exactly, however long it was."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_it_goes_on_from_its_sinks_and_its_reach(arch: str, tmp_path: Path) -> N
     kept = policy.rebuild(text, SINKS, WINDOW, layers)
     assert len(kept) == SINKS + layers * (WINDOW - 1) + 1
     assert (reference.score(kept)[-1] - whole).abs().max() < 1e-4
-    # A layer's part of it less is not enough: the test can see.
+    # One layer's reach less is not enough: the test can see it.
     short = policy.rebuild(text, SINKS, WINDOW, layers - 1)
     assert (reference.score(short)[-1] - whole).abs().max() > 1e-3
 

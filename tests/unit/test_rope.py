@@ -1,4 +1,4 @@
-"""Exact angles, held against vLLM's own tables where those are right, and against more digits."""
+"""Exact angles, compared with vLLM's own tables where those are right, and with more digits."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _modulo_two_pi(numerator: int, denominator: int) -> float:
 @pytest.mark.parametrize("neox", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_score_depends_on_distance_alone(neox: bool, dtype: torch.dtype) -> None:
-    """What the policy stands on: key at j, query at t, turned back by e, scores as at distance."""
+    """What the policy rests on: key at j, query at t rotated back by e, scored by distance."""
     rope = _vllm_rope(SCALINGS["default"], neox, 1.0)
     exact = ExactRotary(frequencies(rope), 64, neox)
     generator = torch.Generator().manual_seed(0)

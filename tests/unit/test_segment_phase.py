@@ -1,4 +1,4 @@
-"""Each phase of a stream, and the way from one to the next."""
+"""Each phase of a stream, and its transitions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is refused before any process starts, and with which words."""
+"""What is refused before any process starts, and with which message."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_doctor(folder: Path) -> None:
     assert found["kv_bytes_per_token"] == 3 * 4 * 32 * 2 * 4
     # A window of 64 tokens lies in 2 or 3 blocks of 32, and one block holds the sinks.
     assert found["blocks_per_stream"] == 4
-    # Not the pool bounds them, but the places in a batch: vLLM's default is 128.
+    # The places in a batch bound them, not the pool: vLLM's default is 128.
     assert found["streams_that_fit"] == int(0.8 * 128)
     few = _diagnose(folder, dtype="float32", num_gpu_blocks_override=101)
     assert few["streams_that_fit"] == int(0.8 * 100) // 4
@@ -207,7 +207,7 @@ def test_max_model_len_bounds_streams_not_their_bookkeeping(folder: Path) -> Non
 
 
 def test_a_config_that_is_made_twice_is_the_same(folder: Path) -> None:
-    """API server processes make theirs from the arguments that the first has seen."""
+    """API server processes build theirs from the first one's arguments."""
     from vllm.engine.arg_utils import EngineArgs
 
     policy = {"kv_policy": {"name": "sink"}}

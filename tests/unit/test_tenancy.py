@@ -1,4 +1,4 @@
-"""Tenants: what the operator may say, whose a request is, what is counted, and how it is shown."""
+"""Tenants: settings, whose a request is, what is counted, and how it is shown."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_the_file_is_read_again_when_it_changes(file: Path, monkeypatch: Any) ->
     file.write_text("tenants: [{name: new, keys: [sk-9]}]")
     assert found.find("sk-1") is None
     assert found.find("sk-9") == Tenant("new")
-    # One that is wrong changes nothing, whether it is there or not.
+    # An invalid or missing file changes nothing.
     file.write_text("tenants: [")
     assert found.find("sk-9") == Tenant("new")
     file.unlink()
@@ -231,7 +231,7 @@ def test_streams_of_a_tenant_are_bounded_and_others_are_not() -> None:
     front.add("b", "you")
     del front.known["a-0"]
     front.add("c")
-    # Not now and never.
+    # Neither now nor later.
     with pytest.raises(VLLMValidationError, match="asks for 3 live streams at once; allowed: 2"):
         front.enter(n=3)
 
@@ -253,7 +253,7 @@ def test_a_thousand_refused_requests_leave_nothing() -> None:
     for i in range(1000):
         if i % 2:
             front.known.clear()
-            front.enter().close()  # refused elsewhere, after it was let in here
+            front.enter().close()  # refused elsewhere, after it was admitted here
         else:
             front.add("b") if not front.known else None
             with pytest.raises(GracefulHTTPError):
@@ -300,7 +300,7 @@ def test_tokens_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     front.add("other", "you", tokens=600)
     now[0] += 5
     front.add("b", tokens=100)
-    # What a stream says is spent when it was said; a prompt of more than a minute's waits for all.
+    # A stream's tokens are spent once generated; a prompt over the quota waits for all of it.
     front.counts.spent("a-0", 1200)
     with pytest.raises(GracefulHTTPError, match="Try again in 180 seconds"):
         front.enter(tokens=5000)

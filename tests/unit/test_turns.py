@@ -1,4 +1,4 @@
-"""What ``benchmarks.turns`` makes of turns: a machine that slows down is not the server's age."""
+"""The result of ``benchmarks.turns``: a machine that slows down is not the server's age."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ class AttentionSinksPeer(HuggingFacePeer):
             settings.model,
             torch_dtype=dtype,
             attention_sink_size=settings.sink_tokens,
-            # It trims after a token was seen: that token is the last of the window.
+            # It trims after a token was added: that token is the last of the window.
             attention_sink_window_size=settings.window_tokens - 1,
         )
 

@@ -32,7 +32,7 @@ SETTLED = 20
 
 
 class Stream(threading.Thread):
-    """One client that counts the tokens it is sent."""
+    """One client that counts the tokens it receives."""
 
     def __init__(self, address: str, path: str, body: dict[str, Any]) -> None:
         super().__init__(daemon=True)
@@ -82,7 +82,7 @@ class HttpPeer(Peer):
         self.kind = os.environ["PEER_SERVER"]
         self.streams: list[Stream] = []
         command = self._llamacpp() if self.kind == "llama.cpp" else self._vllm()
-        # Kept for the length of the run: what a server says when it fails.
+        # Open during the whole run: holds the error of a server that fails.
         self.out = tempfile.NamedTemporaryFile("w+", suffix=".log")  # noqa: SIM115
         self.server = subprocess.Popen(command, stdout=self.out, stderr=subprocess.STDOUT)
         self._await()
@@ -150,7 +150,7 @@ class HttpPeer(Peer):
                 "stream": True,
                 "return_token_ids": True,
             }
-        # A prompt may not fill a slot: the stream goes past the cache size by what it generates.
+        # A prompt may not fill a slot: the stream passes the cache size by generating.
         return "/completion", {
             "prompt": prompt[: self.settings.cache_tokens - 16],
             "n_predict": -1,
@@ -193,7 +193,7 @@ class HttpPeer(Peer):
         return {"tokens": produced, "seconds": elapsed, "cpu_seconds": used}
 
     def _settle(self) -> None:
-        """Wait until it rests: put to sleep in a step, it wakes up past its own deadlines."""
+        """Wait until it is idle: stopped within a step, it would wake up past its own deadlines."""
         end = time.monotonic() + SETTLED
         before = self.cpu_seconds()
         while time.monotonic() < end:

@@ -1,4 +1,4 @@
-"""What the peers in PyTorch have in common: a static batch of equally long streams, in lockstep."""
+"""Shared by the peers in PyTorch: a static batch of equally long streams, in lockstep."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ CHUNK = 64
 class HuggingFacePeer(Peer):
     """A model whose cache a subclass trims.
 
-    Streams begin together and are equally long, as a static batch wants them; a server's streams
-    are not, so this is the most that such a peer can reach.
+    Streams begin together and are equally long, as a static batch requires; a server's streams
+    are not, so this is the maximum that such a peer can reach.
     """
 
     packages = ("torch", "transformers")
-    #: Whether it keeps its policy when it is given several tokens past a full cache.
+    #: Whether it keeps its policy when given several tokens past a full cache.
     takes_chunks = True
     notes = ("several streams are one static batch: they begin together and are equally long",)
 
@@ -51,7 +51,7 @@ class HuggingFacePeer(Peer):
         return self.logits(ids)[:, -1]
 
     def feed(self, ids: torch.Tensor) -> torch.Tensor:
-        """A prompt: what fills the cache at once, the rest by and by."""
+        """A prompt: what fills the cache in one pass, the rest in pieces."""
         full = self.settings.cache_tokens
         logits = self.forward(ids[:, :full])
         for begin in range(full, ids.shape[1], CHUNK):

@@ -24,7 +24,7 @@ class KvpressPeer(HuggingFacePeer):
         self.press = DecodingPress(
             base_press=StreamingLLMPress(n_sink=settings.sink_tokens),
             compression_interval=1,
-            # It trims after a token was seen: that token is the last of the window.
+            # It trims after a token was added: that token is the last of the window.
             target_size=settings.cache_tokens - 1,
         )
         self.hooks = self.press(self.model)
@@ -38,7 +38,7 @@ class KvpressPeer(HuggingFacePeer):
         return DynamicCache()
 
     def logits(self, ids: torch.Tensor) -> torch.Tensor:
-        """The press trims the cache, so the model has to be told where its tokens stand."""
+        """The press trims the cache, so the model needs the tokens' positions."""
         positions = torch.arange(self.seen, self.seen + ids.shape[1])
         self.seen += ids.shape[1]
         out = self.model(

@@ -1,4 +1,4 @@
-"""llama.cpp by its own calls: a cache that slides a token at a time, or drops half at once.
+"""llama.cpp through its API: a cache that slides by one token, or drops half in one go.
 
 ``PEER_EVICTION`` says which: ``token`` (the paper's policy) or ``half`` (context shift).
 """
@@ -25,7 +25,7 @@ class LlamaCppPeer(Peer):
         self.half = os.environ["PEER_EVICTION"] == "half"
 
         class Model(llama.LlamaModel):  # type: ignore[misc, name-defined]
-            """cyllama 0.2.18's contexts ask their model for a count that it has not."""
+            """cyllama 0.2.18's contexts read a count that their model lacks."""
 
             @property
             def n_vocab(self) -> int:

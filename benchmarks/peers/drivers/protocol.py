@@ -1,4 +1,4 @@
-"""What every driver speaks: one JSON object a line, a question on stdin and its answer on stdout.
+"""The drivers' protocol: one JSON object per line, a request on stdin, its answer on stdout.
 
 Only the standard library, as in ``benchmarks.processes``: a driver runs in its peer's environment,
 not in this project's.
@@ -13,7 +13,7 @@ not in this project's.
     {"op": "memory"}                        → {"peak_bytes": …}
     {"op": "quit"}
 
-An exception becomes ``{"error": "…"}``, and the driver goes on.
+An exception becomes ``{"error": "…"}``, and the driver continues.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from benchmarks.processes import family
 
 @dataclass(frozen=True)
 class Settings:
-    """What all peers are told alike.
+    """Settings common to all peers.
 
     model: the checkpoint's folder. gguf: the same model for llama.cpp.
     sink_tokens, cache_tokens: S and S + W, tokens.
     dtype: of weights and arithmetic, where the peer has a choice.
-    streams: most streams at once.
-    length: of a text that is scored as one; 0: what the peer has room for by itself.
+    streams: maximum number of concurrent streams.
+    length: of a text scored in one piece; 0: what the peer has room for by default.
     """
 
     model: str
@@ -57,11 +57,11 @@ class Settings:
 
 
 class Peer(ABC):
-    """One implementation under test. Streams go on greedily and never end by themselves."""
+    """One implementation under test. Streams decode greedily and never end by themselves."""
 
     #: Packages whose versions the result names.
     packages: tuple[str, ...] = ()
-    #: What a reader of the figures has to know.
+    #: What a reader of the figures must know.
     notes: tuple[str, ...] = ()
 
     @abstractmethod
@@ -73,7 +73,7 @@ class Peer(ABC):
         raise NotImplementedError("this driver only scores")
 
     def step(self) -> int:
-        """At least one more token of each stream; how many came in all."""
+        """At least one more token of each stream; how many in all."""
         raise NotImplementedError("this driver only scores")
 
     def score(self, tokens: list[int]) -> list[float]:
@@ -81,7 +81,7 @@ class Peer(ABC):
         raise NotImplementedError("this driver cannot score")
 
     def stream(self, tokens: list[int], chunk: int) -> list[float]:
-        """The same of a long text, so many tokens at a time where the peer can take several."""
+        """The same for a long text, ``chunk`` tokens per call if the peer can take several."""
         return self.score(tokens)
 
     def processes(self) -> list[int]:
@@ -153,7 +153,7 @@ def answer(peer: Peer, question: dict[str, Any]) -> dict[str, Any]:
 
 
 def serve(peer: Peer) -> None:
-    """Answers until told to quit. What the peer prints goes to stderr: stdout is the protocol's."""
+    """Answers until ``quit``. What the peer prints goes to stderr: stdout is the protocol's."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     try:

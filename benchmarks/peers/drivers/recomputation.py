@@ -1,4 +1,4 @@
-"""Sliding window with recomputation: the last tokens are encoded anew for every token."""
+"""Sliding window with recomputation: the last tokens are recomputed for every token."""
 
 from __future__ import annotations
 

@@ -15,12 +15,12 @@ os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
 from benchmarks.peers.drivers.protocol import Peer, Settings, serve
 
-#: Bytes of KV that all engines get alike: 16 streams under any of the policies.
+#: Bytes of KV of every engine: 16 streams under any of the policies.
 KV_BYTES = 384 << 20
 
 
 def options(policy: str, settings: Settings) -> dict[str, Any]:
-    """What tells the three engines apart."""
+    """How the three engines differ."""
     match policy:
         case "full":
             return {}
@@ -38,7 +38,7 @@ def options(policy: str, settings: Settings) -> dict[str, Any]:
                         "name": "sink",
                         "sink_tokens": settings.sink_tokens,
                         "window_tokens": settings.window_tokens,
-                        # A text's log-probabilities are asked of one segment, which holds a
+                        # A text's log-probabilities exist only within a segment, which holds a
                         # block and a token more.
                         **({"segment_tokens": settings.length + 256} if settings.length else {}),
                     }
@@ -99,7 +99,7 @@ class VllmPeer(Peer):
         return sum(len(output.outputs[0].token_ids) for output in self.engine.step())
 
     def score(self, tokens: list[int]) -> list[float]:
-        """By prefill, in chunks: what is scored is the policy, whichever way it is computed."""
+        """By prefill, in chunks: it scores the policy, however it is computed."""
         from vllm import SamplingParams
 
         params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
