@@ -22,7 +22,7 @@ from vllm_sink.requests.length_limits import (
     is_stream,
     settle_length,
 )
-from vllm_sink.requests.options import ENDLESS, refuse_unknown, stream_policy_of
+from vllm_sink.requests.options import ENDLESS, refuse_unknown, stream_policy_of, take_option
 from vllm_sink.requests.sink_and_window import settle_sinks, settle_window
 from vllm_sink.tenancy import limits
 from vllm_sink.tenancy.identity import cache_salt
@@ -114,16 +114,12 @@ def _settle_endless(params: SamplingParams, client: ClientRequest | None) -> boo
     Raises:
         PolicyError: it is neither true nor false.
     """
-    extra = params.extra_args or {}
-    written: Mapping[str, Any] = {} if client is None else client.options
-    value = written.get(ENDLESS, extra.get(ENDLESS, False))
+    value = take_option(params, client, ENDLESS, False)
     if not isinstance(value, bool):
         raise PolicyError(ENDLESS, value, "true or false")
     if value and client is not None and client.fields.get("use_beam_search") is True:
         raise PolicyError(ENDLESS, value, "false with use_beam_search: beams end at the context")
-    if ENDLESS in extra:
-        params.extra_args = {k: v for k, v in extra.items() if k != ENDLESS} or None
-    return bool(value)
+    return value
 
 
 def _names_length(params: SamplingParams, client: ClientRequest | None, filled_in: int) -> bool:

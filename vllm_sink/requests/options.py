@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
+from vllm_sink.client_request import ClientRequest
 from vllm_sink.config.kv_policy import SYSTEM
 from vllm_sink.errors import PolicyError
 from vllm_sink.policy import StreamPolicy
@@ -19,7 +20,9 @@ __all__ = [
     "SYSTEM_TOKENS",
     "WINDOW_TOKENS",
     "refuse_unknown",
+    "set_option",
     "stream_policy_of",
+    "take_option",
 ]
 
 #: The key in ``vllm_xargs`` (HTTP) and in ``SamplingParams.extra_args`` (Python).
@@ -70,6 +73,31 @@ def stream_policy_of(params: _Params | None, default: StreamPolicy) -> StreamPol
         extra.get(SINK_TOKENS, default.sink_tokens),
         extra.get(WINDOW_TOKENS, default.window_tokens),
     )
+
+
+def take_option(
+    params: _Params, client: ClientRequest | None, name: str, default: Any = None
+) -> Any:
+    """Remove an option from a request's parameters; its value, ``default`` if it is not set.
+
+    The value is as the client wrote it: vLLM turns true into 1, and beam search drops options.
+
+    Args:
+        params: vLLM's sampling parameters, this request's own.
+        client: the HTTP request, if there is one.
+        name: one of ``OPTIONS``.
+        default: of an option that is not there.
+    """
+    extra = params.extra_args or {}
+    written: Mapping[str, Any] = {} if client is None else client.options
+    if name in extra:
+        params.extra_args = {key: value for key, value in extra.items() if key != name} or None
+    return written.get(name, extra.get(name, default))
+
+
+def set_option(params: _Params, name: str, value: Any) -> None:
+    """Write an option that has been checked into a request's parameters."""
+    params.extra_args = {**(params.extra_args or {}), name: value}
 
 
 def refuse_unknown(options: Iterable[str], fields: Mapping[str, Any]) -> None:

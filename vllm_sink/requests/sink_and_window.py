@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from vllm.sampling_params import SamplingParams
@@ -15,7 +14,7 @@ from vllm_sink.config.kv_policy import SYSTEM, KVPolicy
 from vllm_sink.config.sections import require_int
 from vllm_sink.errors import PolicyError
 from vllm_sink.requests.length_limits import max_sink_tokens
-from vllm_sink.requests.options import SINK_TOKENS, WINDOW_TOKENS
+from vllm_sink.requests.options import SINK_TOKENS, WINDOW_TOKENS, set_option, take_option
 
 
 def settle_window(
@@ -29,19 +28,14 @@ def settle_window(
     Raises:
         PolicyError: not a number, or one that this engine cannot honour.
     """
-    extra = params.extra_args or {}
-    written: Mapping[str, Any] = {} if client is None else client.options
-    value = written.get(WINDOW_TOKENS, extra.get(WINDOW_TOKENS))
-    rest = {name: v for name, v in extra.items() if name != WINDOW_TOKENS}
+    value = take_option(params, client, WINDOW_TOKENS)
     if value is None:
-        params.extra_args = rest or None
         return kv_policy.window
     window = require_int(WINDOW_TOKENS, value, 1)
     if window > kv_policy.window:
         allowed = f"1 to {kv_policy.window}, the server's own (--window-tokens)"
         raise PolicyError(WINDOW_TOKENS, window, allowed)
     if window == kv_policy.window:
-        params.extra_args = rest or None
         return window
     if not providers.takes_windows(kv_policy.provider):
         raise PolicyError(
@@ -52,7 +46,7 @@ def settle_window(
         )
     if request.prompt_token_ids is None:
         raise PolicyError(WINDOW_TOKENS, window, "none with prompt embeddings")
-    params.extra_args = {**rest, WINDOW_TOKENS: window}
+    set_option(params, WINDOW_TOKENS, window)
     return window
 
 
@@ -66,16 +60,12 @@ def settle_sinks(
     system_tokens: int | None,
 ) -> None:
     """Write the request's own ``S`` into its parameters, if it has one."""
-    extra = params.extra_args or {}
-    written: Mapping[str, Any] = {} if client is None else client.options
-    # As it was written: vLLM has turned true into 1, and beam search has dropped all of it.
-    value = written.get(SINK_TOKENS, extra.get(SINK_TOKENS))
+    value = take_option(params, client, SINK_TOKENS)
     if system_tokens is None and client is not None:
         system_tokens = client.system_tokens
     pool = PoolLimits(vllm_config)
     named = value is not None
     if not named:
-        params.extra_args = {k: v for k, v in extra.items() if k != SINK_TOKENS} or None
         if not kv_policy.pins_system or system_tokens is None:
             return
         # The request does not name a number, so none is refused: as many as fit are pinned.
@@ -92,7 +82,7 @@ def settle_sinks(
         if named:
             raise
         return
-    params.extra_args = {**extra, SINK_TOKENS: sinks}
+    set_option(params, SINK_TOKENS, sinks)
 
 
 def check_sink_tokens(
