@@ -137,7 +137,7 @@ def build_on_host(venv: Venv) -> None:
     script = ROOT / "deploy" / "local" / "constraints.py"
     command = [venv.python, script, lock.lock_of("cuda")]
     constraints = venv.path / "env.constraints"
-    constraints.write_text(subprocess.run(command, stdout=subprocess.PIPE, text=True).stdout)
+    constraints.write_text(subprocess.check_output(command, text=True))
     exact = ("--no-build-isolation", "--constraint", constraints, "--editable")
     venv.step("this project, editable, and what the host lacks of its needs")
     venv.run(*venv.pip("install", *exact, ROOT))
