@@ -93,8 +93,8 @@ def _log(plan: Plan, choice: Choice) -> None:
         plan.kv_policy.window,
         plan.model.native_context,
         "until they are stopped"
-        if plan.max_stream_tokens is None
-        else f"to {plan.max_stream_tokens} tokens (--max-model-len)",
+        if plan.kv_policy.stream_tokens is None
+        else f"to {plan.kv_policy.stream_tokens} tokens (--max-model-len)",
         plan.max_model_len,
         choice.name,
         choice.why,

@@ -44,10 +44,13 @@ def with_policy_from_flags(
     from_cli_args: Callable[..., Any], cls: type, args: argparse.Namespace
 ) -> Any:
     """``EngineArgs.from_cli_args`` that carries the flags into ``additional_config``."""
-    refusal = _refusal_of(args)  # before vLLM writes into them
+    given = _given(args, policy_config.FLAGS)
+    if given.get("name", "full") != "full" or _has_policy(getattr(args, "additional_config", None)):
+        refusal = _refusal_of(args)  # before vLLM writes into them
+    else:
+        refusal = None
     engine_args = from_cli_args(args)
     FROM_COMMAND_LINE.set(engine_args, True)
-    given = _given(args, policy_config.FLAGS)
     if given:
         config = dict(engine_args.additional_config or {})
         before = config.get(CONFIG_KEY, {})

@@ -19,12 +19,10 @@ class Plan:
     Attributes:
         kv_policy: with every number chosen, but not the attention provider.
         model: what vLLM's config says of the model.
-        max_stream_tokens: ``--max-model-len``, which bounds a stream; None for no bound.
     """
 
     kv_policy: KVPolicy
     model: models.Model
-    max_stream_tokens: int | None
 
     @property
     def max_model_len(self) -> int:
@@ -33,7 +31,7 @@ class Plan:
         The front end has the stream's (``vllm_sink/streaming/front_end_max_len.py``).
         """
         segment = self.kv_policy.segment
-        return min(segment, self.max_stream_tokens or segment)
+        return min(segment, self.kv_policy.stream_tokens or segment)
 
 
 def resolve(engine_args: Any, kv_policy: KVPolicy) -> Plan:
@@ -47,8 +45,7 @@ def resolve(engine_args: Any, kv_policy: KVPolicy) -> Plan:
     model = read_model(engine_args)
     wanted = engine_args.max_model_len
     limit = None if wanted in (None, -1) else wanted
-    resolved = replace(models.resolve(kv_policy, model), stream_tokens=limit)
-    return Plan(resolved, model, limit)
+    return Plan(replace(models.resolve(kv_policy, model), stream_tokens=limit), model)
 
 
 def read_model(engine_args: Any) -> models.Model:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from functools import cache
 from typing import Any
 
 from vllm_sink import compat
@@ -38,6 +39,7 @@ def _given(flag: str, args: Any, defaults: dict[str, Any]) -> str:
     return written(flag, value)
 
 
+@cache
 def _defaults() -> dict[str, Any]:
     """Of the fields of vLLM's engine and server arguments."""
     from vllm.engine.arg_utils import AsyncEngineArgs

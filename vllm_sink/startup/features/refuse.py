@@ -21,7 +21,7 @@ def refuse_config(vllm_config: Any, engine_args: Any = None) -> None:
     """
     _raise(
         [
-            _error(feature, flags_given(feature, engine_args), feature.set_in.values(vllm_config))
+            _reason(feature, flags_given(feature, engine_args), feature.set_in.values(vllm_config))
             for feature in ENGINE
             if feature.set_in is not None and feature.set_in(vllm_config)
         ]
@@ -37,14 +37,12 @@ def refuse_arguments(args: Any) -> None:
     Raises:
         UnsupportedError: naming each flag, its value, the reason and what is allowed, a line each.
     """
-    if lines := reasons(args):
-        raise UnsupportedError("\n".join(lines))
+    _raise(reasons(args))
 
 
 def reasons(args: Any) -> list[str]:
     """What ``refuse_arguments`` says, a line for each feature; empty where nothing is refused."""
-    refused = refused_arguments(args)
-    return [str(_error(feature, flags_given(feature, args))) for feature in refused]
+    return [_reason(row, flags_given(row, args)) for row in refused_arguments(args)]
 
 
 def refused_arguments(args: Any) -> list[Feature]:
@@ -52,26 +50,26 @@ def refused_arguments(args: Any) -> list[Feature]:
     return [row for row in ENGINE if row.set_by is not None and row.set_by(args)]
 
 
-def _raise(errors: list[UnsupportedError]) -> None:
-    if errors:
-        raise UnsupportedError("\n".join(map(str, errors)))
+def _raise(lines: list[str]) -> None:
+    if lines:
+        raise UnsupportedError("\n".join(lines))
 
 
 def refusal(flag: str, value: Any) -> UnsupportedError:
     """The error of the row that begins with ``flag``, for a module with a check of its own."""
     feature = next(row for row in ENGINE if row.flags[0] == flag and row.refused)
-    return _error(feature, written(flag, value))
+    return UnsupportedError(_reason(feature, written(flag, value)))
 
 
-def _error(feature: Feature, flags: str, found: str = "") -> UnsupportedError:
-    """The error of a server that does not start.
+def _reason(feature: Feature, flags: str, found: str = "") -> str:
+    """Why a server does not start.
 
     Args:
         flags: the flags as given; empty if none was.
         found: the config's values in that case, by vLLM's own choice or from another flag.
     """
     what = flags or _found(feature.flags[0], found)
-    return UnsupportedError(f"{what} with --kv-policy: {feature.why}; allowed: {feature.allowed}")
+    return f"{what} with --kv-policy: {feature.why}; allowed: {feature.allowed}"
 
 
 def _found(flag: str, found: str) -> str:
