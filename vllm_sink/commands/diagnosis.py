@@ -36,7 +36,7 @@ def diagnose_command(args: argparse.Namespace, kv_gib: float | None) -> dict[str
         kv_gib: as for ``diagnose``.
 
     Raises:
-        PolicyError: the policy is ``none``.
+        PolicyError: the policy is ``full``, which is none, or its settings are wrong.
     """
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.usage.usage_lib import UsageContext
@@ -71,7 +71,7 @@ def _all_refusals(
     """Every feature that is refused: as an argument, or by the config that the rest makes.
 
     Raises:
-        PolicyError: the policy itself is none.
+        PolicyError: as in ``diagnose_command``.
     """
     reasons = features.reasons(args)
     defaults = vars(parser().parse_args([]))

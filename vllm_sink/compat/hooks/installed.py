@@ -17,6 +17,7 @@ _RUNNER_V1 = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
 _MODEL_STATE_V2 = "vllm.v1.worker.gpu.model_states.default:DefaultModelState"
 
 _RFC = "a plugin interface for it (vllm-project/vllm#19161)"
+_RUNNER_PLUGINS = "vllm-project/vllm#39696: a place for plugins in a runner"
 
 
 def _wrap(
@@ -294,7 +295,7 @@ _RUNNERS = (
         "scheduler_output",
         "num_scheduled_tokens",
         places=("V1 runner",),
-        until="vllm-project/vllm#39696: a place for plugins in a runner",
+        until=_RUNNER_PLUGINS,
     ),
     _wrap(
         "vllm.v1.sample.sampler:Sampler.apply_penalties",
@@ -304,7 +305,7 @@ _RUNNERS = (
         "sampling_metadata",
         "output_token_ids",
         places=("V1 runner",),
-        until="vllm-project/vllm#39696: a place for plugins in a runner",
+        until=_RUNNER_PLUGINS,
         on="sampler",
     ),
     _wrap(
@@ -314,7 +315,7 @@ _RUNNERS = (
         "req_index",
         "new_req_data",
         places=("V2 runner",),
-        until="vllm-project/vllm#39696: a place for plugins in a runner",
+        until=_RUNNER_PLUGINS,
         on="model_state",
     ),
     _wrap(
@@ -323,7 +324,7 @@ _RUNNERS = (
         "between a step's slots and its forward pass, a stream's base is added to its positions",
         "input_batch",
         places=("V2 runner",),
-        until="vllm-project/vllm#39696: a place for plugins in a runner",
+        until=_RUNNER_PLUGINS,
         on="model_state",
     ),
 )
